@@ -1,0 +1,69 @@
+# One environment, .venv in this checkout, serves every target. Nothing here needs root.
+
+PYTHON ?= python3
+# Empty: PyTorch comes from your pip's own index. Without a GPU, take the much smaller CPU wheels:
+#   make quickstart TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
+TORCH_INDEX_URL ?=
+# Passed on to pytest, such as PYTEST_ARGS="-k resume -x"
+PYTEST_ARGS ?=
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+ENVIRONMENT := .venv/.complete
+RUN := runs/quickstart
+GOAL := $(firstword $(MAKECMDGOALS))
+
+DISK_GB := 3
+CUDA_WHEELS_GB := 10
+MEMORY_GB := 4
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help environment data quickstart test test-long check bench clean
+
+help:  ## this list
+	@awk -F ':.*##' '/^[a-z-]+:.*##/ { printf "  make %-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+environment: $(ENVIRONMENT)  ## .venv with everything that development needs
+
+# Written last: an interrupted or failed installation has no stamp and is made anew; a changed pyproject.toml or
+# constraints.txt updates the one that is there.
+$(ENVIRONMENT): pyproject.toml constraints.txt
+	@$(PYTHON) tools/preflight.py --target "$(GOAL)" --disk-gb $(DISK_GB) --memory-gb $(MEMORY_GB) \
+		$(if $(TORCH_INDEX_URL),,--cuda-wheels-gb $(CUDA_WHEELS_GB))
+	@if [ -e $@ ]; then rm $@; else echo "making .venv" && $(PYTHON) -m venv --clear .venv; fi
+	$(if $(TORCH_INDEX_URL),$(PIP) --no-deps --index-url $(TORCH_INDEX_URL) torch)
+	$(PIP) --editable '.[dev]'
+	@touch $@
+
+data: $(ENVIRONMENT)  ## the quickstart's shards, in data/quickstart
+	$(BIN)/python -m data_tools.build data=quickstart
+
+quickstart: data  ## environment, data, then the tiny model through all three stages on 2 CPU ranks
+	$(BIN)/python -m launch.pretrain experiment=quickstart
+	@echo
+	@echo "report:    $(CURDIR)/$(RUN)/report.html"
+	@echo "try next:  $(BIN)/python -m launch.pretrain experiment=quickstart parallel.pipeline_size=1 \\"
+	@echo "               parallel.tensor_size=2 run.dir=runs/tensor_parallel"
+
+test: $(ENVIRONMENT)  ## the tests, within 12 minutes on 2 cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not soak and not slurm and not gpu" $(PYTEST_ARGS)
+
+test-long: $(ENVIRONMENT)  ## the slow tests and the soak tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "(slow or soak) and not slurm and not gpu" $(PYTEST_ARGS)
+
+check: $(ENVIRONMENT)  ## lint, format, types, import contracts, shell and Docker lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/shellcheck .ci/run $(shell find slurm -name '*.sh')
+	$(BIN)/hadolint Dockerfile
+
+bench: $(ENVIRONMENT)  ## the benchmarks, each against a peer or a limit
+	@for file in benchmarks/[a-z]*.py; do [ ! -e "$$file" ] || $(BIN)/python "$$file" || exit 1; done
+
+clean:  ## remove what these targets made: .venv, data/quickstart, runs/quickstart, caches. Other runs stay
+	rm -rf .venv data/quickstart $(RUN) *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

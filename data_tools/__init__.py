@@ -1,0 +1,1 @@
+"""From raw material to indexed shards."""

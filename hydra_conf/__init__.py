@@ -1,0 +1,1 @@
+"""Values of the configuration, by group; the schema is `megatron_vl.config`."""

@@ -1,0 +1,49 @@
+"""How commands compose the configuration, and how they end when a user can mend what is wrong."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from megatron_vl.config.errors import UserError
+from megatron_vl.config.root import PretrainConfig, register_schemas
+
+CONFIG_FOLDER = Path(__file__).parent.parent / "hydra_conf"
+
+
+def run_command(task: Callable[[PretrainConfig], int]) -> None:
+    """Call `task` with `hydra_conf/pretrain.yaml` after the command line's overrides; exit with its status.
+
+    A UserError is printed alone, as one line that begins with "error: ", and the exit status is 1. Ranks of one run
+    that meet the same error print it once.
+    """
+    register_schemas()
+
+    @hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name="pretrain")
+    def compose(tree: DictConfig) -> None:
+        try:
+            status = task(OmegaConf.to_object(tree))  # type: ignore[arg-type]
+        except UserError as error:
+            if _is_first_to_report():
+                print(f"error: {error}", file=sys.stderr, flush=True)
+            status = 1
+        sys.stdout.flush()
+        # Threads of a broken process group must not keep a failed rank alive.
+        os._exit(status) if status else sys.exit(0)
+
+    compose()
+
+
+def _is_first_to_report() -> bool:
+    """Whether no other rank of the run has reported; rank 0 alone reports before the ranks have met."""
+    if "torch" not in sys.modules:
+        return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+    store = dist.distributed_c10d._get_default_store()
+    return bool(store.add("megatron_vl/reported_errors", 1) == 1)

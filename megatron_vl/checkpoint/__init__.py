@@ -1,0 +1,1 @@
+"""Checkpoints: everything a resume needs, written atomically."""

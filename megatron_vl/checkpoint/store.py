@@ -1,0 +1,142 @@
+"""Saving and loading through megatron-core's distributed checkpoints.
+
+A checkpoint is a folder `<stage>-<step>` with the sharded tensors (weights, optimizer, random states) and
+`state.json` (where the run stood). It is written aside and renamed when every rank has finished and its files are
+on disk, so a folder that carries the name is whole.
+"""
+
+import json
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing, tensor_parallel
+from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.serialization import get_default_save_sharded_strategy
+from megatron.core.dist_checkpointing.validation import StrictHandling
+
+from megatron.core.optimizer import MegatronOptimizer
+
+from megatron_vl.checkpoint.state import ASIDE, STATE_FILE, RunState, read_state, whole_checkpoints
+from megatron_vl.config.errors import UserError
+from megatron_vl.parallel.groups import Groups
+
+# Resumes at any parallel size; it gathers all optimizer state over data-parallel ranks, which small models bear.
+SHARDING = {"distrib_optim_sharding_type": "fully_reshardable", "fully_reshardable_mem_efficient": False}
+
+
+class CheckpointStore:
+    """The checkpoints of one run directory. Its methods are collective over the world."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder, self.keep = folder, keep
+
+    def save(self, state: RunState, chunks: list[Any], optimizer: MegatronOptimizer, groups: Groups) -> Path:
+        """Write a checkpoint and drop the oldest beyond `keep`."""
+        path = self.folder / f"{state.stage}-{state.step:08d}"
+        aside = path.with_suffix(ASIDE)
+        if dist.get_rank() == 0:
+            shutil.rmtree(aside, ignore_errors=True)  # left by a killed run
+            aside.mkdir(parents=True)
+        dist.barrier()
+        dist_checkpointing.save(
+            _sharded_state(chunks, optimizer, groups),
+            str(aside),
+            get_default_save_sharded_strategy("torch_dist", 1),
+        )
+        if dist.get_rank() == 0:
+            _write_synced(aside / STATE_FILE, json.dumps(asdict(state)))
+            if path.exists():
+                shutil.rmtree(path)
+            aside.rename(path)
+            _sync_folder(self.folder)
+            self._drop_old()
+        dist.barrier()
+        return path
+
+    def _drop_old(self) -> None:
+        whole = sorted(whole_checkpoints(self.folder), key=lambda path: read_state(path).global_step)
+        for path in whole[: -self.keep]:
+            shutil.rmtree(path)
+
+
+def load_training_state(path: Path, chunks: list[Any], optimizer: MegatronOptimizer, groups: Groups) -> None:
+    """Load weights, optimizer and random states into this rank's wrapped chunks. Collective."""
+    wanted = _sharded_state(chunks, optimizer, groups, is_loading=True)
+    loaded = dist_checkpointing.load(wanted, str(path), strict=StrictHandling.RAISE_ALL)
+    _load_chunks(loaded, _modules(chunks))
+    optimizer.load_state_dict(loaded["optimizer"])
+    random_states = loaded["random"][0]
+    torch.set_rng_state(random_states["torch"])
+    tensor_parallel.get_cuda_rng_tracker().set_states(random_states["tracker"])
+
+
+def load_weights(path: Path, chunks: list[Any]) -> None:
+    """Load model weights alone into chunks not wrapped yet, at any parallel size. Collective.
+
+    Raises:
+        UserError: `path` is no checkpoint, or its weights are not this model's.
+    """
+    if not (path / STATE_FILE).exists():
+        raise UserError(
+            f"checkpoint.initial={path} is not a checkpoint: it has no {STATE_FILE}; "
+            "give a folder such as runs/NAME/checkpoints/joint-00000350"
+        )
+    wanted = _sharded_weights(chunks)
+    try:
+        loaded = dist_checkpointing.load(wanted, str(path), strict=StrictHandling.RAISE_UNEXPECTED)
+    except dist_checkpointing.core.CheckpointingException as error:
+        raise UserError(f"checkpoint.initial={path} does not hold this model's weights: {error}") from error
+    _load_chunks(loaded, chunks)
+
+
+def _sharded_state(
+    chunks: list[Any], optimizer: MegatronOptimizer, groups: Groups, is_loading: bool = False
+) -> dict[str, Any]:
+    """Names to megatron-core's sharded values."""
+    state = _sharded_weights(_modules(chunks))
+    state["optimizer"] = optimizer.sharded_state_dict(state, is_loading=is_loading, metadata=SHARDING)
+    state["random"] = _random_states(groups)
+    return state
+
+
+def _random_states(groups: Groups) -> ShardedObject:
+    values = {
+        "torch": torch.get_rng_state(),
+        "tracker": tensor_parallel.get_cuda_rng_tracker().get_states(),
+    }
+    sizes = (groups.topology.pipeline_size, groups.topology.tensor_size)
+    place = (groups.pipeline_rank, groups.tensor_rank)
+    return ShardedObject("random", [values], sizes, place, replica_id=groups.data_rank)
+
+
+def _modules(chunks: list[Any]) -> list[Any]:
+    return [chunk.module for chunk in chunks]
+
+
+def _sharded_weights(modules: list[Any]) -> dict[str, Any]:
+    return {f"chunk{index}": module.sharded_state_dict() for index, module in enumerate(modules)}
+
+
+def _load_chunks(loaded: dict[str, Any], modules: list[Any]) -> None:
+    for index, module in enumerate(modules):
+        module.load_state_dict(loaded[f"chunk{index}"], strict=True)
+
+
+def _write_synced(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

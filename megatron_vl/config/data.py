@@ -1,0 +1,43 @@
+"""Where samples come from, how they are mixed and packed."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(kw_only=True)
+class SourceConfig:
+    """One folder of indexed shards, and one of held-out shards. `modality`: text or multimodal."""
+
+    path: str = ""
+    heldout: str | None = None
+    modality: str = "text"
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    """Sources and the rules that turn them into global batches.
+
+    `text_ratio` and `warmup_fraction` shape the joint stage's mixture: the share of text-only global batches,
+    and the part of the stage over which that share falls from 1 to it (paper, section 3.2.2).
+    """
+
+    name: str = ""
+    root: str = ""  # the folder that `build_command` fills; paths are relative to the current folder
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    tokenizer: str = ""
+    chat_template: str = "deepseek"
+    bos_token: str = "<｜begin▁of▁sentence｜>"
+    eos_token: str = "<｜end▁of▁sentence｜>"
+    image_token: str = "<image_placeholder>"
+    text_ratio: float = 0.7
+    warmup_fraction: float = 0.1
+    build_command: str = ""  # named in the error when the data is missing
+
+    lanes: int = 256
+    shuffle_window: int = 4  # pieces of shards that a lane shuffles together
+    packing_window: int = 64  # samples that a lane packs together
+    max_carry_steps: int = 8  # a carried sample older than this many of its lane's batches is emitted first
+    max_images_per_pack: int = 16
+    max_image_pixels: int = 50_000_000
+    max_sample_bytes: int = 64_000_000
+    max_failed_fraction: float = 0.01  # of the samples seen, once 100 were seen or 10 failed
+    prefetch_steps: int = 2

@@ -1,0 +1,87 @@
+"""What a run trains, for how long, where it writes and what it reports."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+# What a stage can train: the towers, the high tower's own neck and downsampling, and the rest of the model.
+PARTS = ("siglip", "sam", "sam_downsample", "adaptor", "embedding", "decoder", "head")
+SCHEDULES = ("cosine", "multi_step", "constant")
+PRECISIONS = ("fp32", "bf16")
+
+
+@dataclass(kw_only=True)
+class StageConfig:
+    """One training stage (paper, Table 4).
+
+    `train` lists the parts (PARTS) that learn. `sources` weighs the sources within their modality, by samples.
+    Fractions are of the stage's steps. `parallel` overrides fields of the run's parallel settings.
+    """
+
+    train: list[str] = field(default_factory=list)
+    steps: int = 0
+    global_batch_size: int = 0  # packed rows where the stage packs, samples elsewhere
+    micro_batch_size: int = 1
+    sequence_length: int = 0  # tokens in a row
+    packing: bool = False
+    sources: dict[str, float] = field(default_factory=dict)
+    text_ratio: float = 0.0  # share of text-only global batches
+    text_warmup_fraction: float = 0.0  # over which that share falls from 1
+
+    learning_rate: float = 0.0
+    vision_learning_rate_scale: float = 1.0
+    schedule: str = "cosine"  # cosine, multi_step or constant
+    warmup_fraction: float = 0.0
+    decay_boundaries: list[float] = field(default_factory=lambda: [0.8, 0.9])  # multi_step
+    decay_factors: list[float] = field(default_factory=lambda: [0.31622777, 0.1])  # multi_step
+    min_learning_rate_ratio: float = 0.0  # cosine
+    parallel: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    """Values for every stage; `steps`, `global_batch_size` and `micro_batch_size` replace the stage's own."""
+
+    steps: int | None = None
+    stop_at: int | None = None
+    global_batch_size: int | None = None
+    micro_batch_size: int | None = None
+    precision: str = "bf16"  # fp32 or bf16
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.95
+    adam_epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    gradient_clip: float = 1.0
+
+
+@dataclass(kw_only=True)
+class CheckpointConfig:
+    every: int = 1000  # steps; the end of a stage is always saved
+    keep: int = 2
+    initial: str | None = None  # a checkpoint whose model weights the first stage starts from
+
+
+@dataclass(kw_only=True)
+class HeldoutConfig:
+    """Held-out loss per source: at the start and end of each stage and every `every` steps (0: ends only)."""
+
+    every: int = 0
+    max_samples: int = 100  # per source
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    """`num_processes`: local ranks that `python -m launch.pretrain` starts; null takes TP x PP."""
+
+    dir: str = ""
+    seed: int = 1234
+    num_processes: int | None = None
+    threads_per_process: int | None = None  # CPU threads of each rank; null shares the cores
+    timeout_seconds: int = 600  # of a collective
+
+
+@dataclass(kw_only=True)
+class TrackingConfig:
+    wandb: str = "disabled"  # disabled, offline or online
+    project: str = "megatron-vl"
+    progress: bool = True
+    timeline_every: int = 100  # steps between recordings of the pipeline's timeline

@@ -1,0 +1,81 @@
+"""Which modality a step trains, and which source a lane draws from next; both by error diffusion in integers.
+
+Ratios are counted in millionths, so that no rounding of floats can make two machines disagree.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+from megatron_vl.config.errors import UserError
+from megatron_vl.data.types import MULTIMODAL, TEXT
+
+MILLION = 1_000_000
+
+
+@dataclass(frozen=True)
+class TextSchedule:
+    """The scheduled share of text-only global batches: from 1 it falls linearly over the warm-up to its final value.
+
+    Modality warm-up of the paper's section on training strategies ("Modality Warmup").
+    """
+
+    final: int  # millionths
+    warmup_steps: int
+
+    @classmethod
+    def of_stage(
+        cls, stage: str, num_steps: int, text_ratio: float, warmup_fraction: float
+    ) -> "TextSchedule":
+        """The schedule of stage `stage`. Raises UserError where a value is not between 0 and 1."""
+        for name, value in (("text_ratio", text_ratio), ("text_warmup_fraction", warmup_fraction)):
+            if not 0 <= value <= 1:
+                raise UserError(f"stage.{stage}.{name} is {value}; it must lie between 0 and 1")
+        return cls(
+            final=round(Fraction(text_ratio) * MILLION),
+            warmup_steps=round(Fraction(warmup_fraction) * num_steps),
+        )
+
+    def at(self, step: int) -> int:
+        """Millionths at `step` (from 1): all text at the first step of a warm-up, final after its last."""
+        if step > self.warmup_steps:
+            return self.final
+        return MILLION - (MILLION - self.final) * (step - 1) // self.warmup_steps
+
+    def modalities(self, num_steps: int) -> tuple[str, ...]:
+        """The modalities that a stage of `num_steps` steps is scheduled to train."""
+        text = (TEXT,) if self.at(1) > 0 else ()
+        return (*text, MULTIMODAL) if self.at(num_steps) < MILLION else text
+
+
+def next_modality(deficit: int, text_share: int) -> tuple[str, int]:
+    """The modality of a step scheduled at `text_share` millionths, and the deficit after it.
+
+    `deficit` is the text owed so far, in millionths of a global batch: scheduled minus given. It starts at 0 and
+    stays within half a global batch, so the cumulative ratio never strays one batch from its schedule.
+    """
+    deficit += text_share
+    if 2 * deficit >= MILLION:
+        return TEXT, deficit - MILLION
+    return MULTIMODAL, deficit
+
+
+def unit_weights(weights: Mapping[str, float], units_per_sample: Mapping[str, Fraction]) -> dict[str, int]:
+    """Integer weights per drawn unit, in the order of names, from `weights` per sample.
+
+    A document cut into pieces is drawn piece by piece: a source's weight grows by its mean number of pieces.
+    """
+    total = sum((Fraction(weight) for weight in weights.values()), Fraction(0))
+    return {
+        name: max(1, round(Fraction(weights[name]) / total * units_per_sample[name] * MILLION))
+        for name in sorted(weights)
+    }
+
+
+def pick_source(credits: dict[str, int], weights: Mapping[str, int]) -> str:
+    """The source most in arrears of its weight; ties go to the first in `weights`. Books the draw in `credits`."""
+    for name, weight in weights.items():
+        credits[name] += weight
+    chosen = max(weights, key=credits.__getitem__)
+    credits[chosen] -= sum(weights.values())
+    return chosen

@@ -1,0 +1,123 @@
+"""Where a plan stands: small, explicit, and good for any data-parallel size.
+
+A plan's state is that of the step's modality, which all ranks share, and of each lane. A rank holds its own lanes;
+`merge_states` joins those of all ranks, and a planner of any data-parallel size takes its lanes from the whole.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass
+from typing import Any, NamedTuple
+
+from megatron_vl.config.errors import UserError
+from megatron_vl.data.packing import Waiting
+from megatron_vl.data.types import Unit
+
+VERSION = 1
+
+# What a plan was made for: a value for each name that a user knows it by (`run.seed`, `data.shuffle_window` …).
+Fingerprint = Mapping[str, int | float | str | bool]
+
+
+class Cursor(NamedTuple):
+    """The next unit of a lane in a source: `position` in the lane's share of `epoch`."""
+
+    epoch: int
+    position: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaneState:
+    """One lane. Never changed in place: planning a step makes a new one, so keeping an old one costs nothing."""
+
+    lane: int
+    credits: Mapping[str, int]  # per source: how far its draws lag behind its weight
+    cursors: Mapping[str, Cursor]  # per source
+    waiting: Mapping[str, tuple[Waiting, ...]]  # per modality: the carried units, oldest first
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanState:
+    """A plan after `step` steps, for some or all lanes."""
+
+    step: int
+    deficit: int  # text owed, in millionths of a global batch
+    fingerprint: Fingerprint
+    lanes: tuple[LaneState, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists and dicts; a carried unit is [source, sample, piece, tokens, images, age]."""
+        return {
+            "version": VERSION,
+            "step": self.step,
+            "deficit": self.deficit,
+            "fingerprint": dict(self.fingerprint),
+            "lanes": [_lane_to_json(lane) for lane in self.lanes],
+        }
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> "PlanState":
+        """The inverse of `to_json`. Raises UserError for a state of another version."""
+        if saved["version"] != VERSION:
+            raise UserError(
+                f"the saved plan has version {saved['version']}; this code reads version {VERSION}"
+            )
+        return cls(
+            step=saved["step"],
+            deficit=saved["deficit"],
+            fingerprint=saved["fingerprint"],
+            lanes=tuple(_lane_from_json(lane) for lane in saved["lanes"]),
+        )
+
+
+def merge_states(states: Sequence[PlanState]) -> PlanState:
+    """One state with the lanes of all, in order. Raises ValueError where they are not of one step of one plan."""
+    first = states[0]
+    for state in states:
+        if (state.step, state.deficit, state.fingerprint) != (first.step, first.deficit, first.fingerprint):
+            raise ValueError(f"plan states of steps {first.step} and {state.step} do not belong together")
+    lanes = {lane.lane: lane for state in states for lane in state.lanes}
+    merged = tuple(lanes[lane] for lane in sorted(lanes))
+    return PlanState(step=first.step, deficit=first.deficit, fingerprint=first.fingerprint, lanes=merged)
+
+
+def check_resumable(saved: Fingerprint, current: Fingerprint) -> None:
+    """Raise UserError that names each value in which the saved plan differs from the current one, with both."""
+    names = sorted(saved.keys() | current.keys())
+    changes = [
+        f"{name} was {saved.get(name, 'absent')} and is {current.get(name, 'absent')}"
+        for name in names
+        if saved.get(name) != current.get(name)
+    ]
+    if changes:
+        raise UserError(
+            f"this run cannot resume the saved one: {'; '.join(changes)}. Restore them, or start anew in another run.dir"
+        )
+
+
+def _lane_to_json(lane: LaneState) -> dict[str, Any]:
+    return {
+        "lane": lane.lane,
+        "credits": dict(lane.credits),
+        "cursors": {source: list(cursor) for source, cursor in lane.cursors.items()},
+        "waiting": {
+            modality: [[*astuple(waiting.unit), waiting.age] for waiting in pool]
+            for modality, pool in lane.waiting.items()
+        },
+    }
+
+
+def _lane_from_json(saved: Mapping[str, Any]) -> LaneState:
+    return LaneState(
+        lane=saved["lane"],
+        credits=saved["credits"],
+        cursors={source: Cursor(*cursor) for source, cursor in saved["cursors"].items()},
+        waiting={
+            modality: tuple(map(_waiting_from_json, pool)) for modality, pool in saved["waiting"].items()
+        },
+    )
+
+
+def _waiting_from_json(saved: Sequence[Any]) -> Waiting:
+    source, sample, piece, num_tokens, num_images, age = saved
+    unit = Unit(source=source, sample=sample, piece=piece, num_tokens=num_tokens, num_images=num_images)
+    return Waiting(unit=unit, age=age)

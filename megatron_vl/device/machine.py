@@ -1,0 +1,87 @@
+"""The device of this process. No other file asks whether there is CUDA."""
+
+import importlib.util
+import resource
+from dataclasses import dataclass
+from typing import Literal
+
+import psutil
+import torch
+
+from megatron_vl.config.errors import UserError
+
+_GPU_EXTRA = {"transformer_engine": "TransformerEngine's layers", "flash_attn": "flash attention"}
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where this process computes: the CPU, or one GPU of its host."""
+
+    kind: Literal["cpu", "cuda"]
+    index: int = 0  # of the GPU among its host's; 0 on CPU
+
+    @property
+    def torch_device(self) -> torch.device:
+        return torch.device("cuda", self.index) if self.kind == "cuda" else torch.device("cpu")
+
+    @property
+    def backend(self) -> Literal["gloo", "nccl"]:
+        """Of torch.distributed."""
+        return "nccl" if self.kind == "cuda" else "gloo"
+
+    def synchronize(self) -> None:
+        """Wait until all work given to the device is done."""
+        if self.kind == "cuda":
+            torch.cuda.synchronize(self.index)
+
+    def memory_bytes(self) -> int:
+        """In tensors on a GPU; on CPU, the resident size of this process."""
+        if self.kind == "cuda":
+            return torch.cuda.memory_allocated(self.index)
+        return int(psutil.Process().memory_info().rss)
+
+    def peak_memory_bytes(self) -> int:
+        """The highest `memory_bytes` since the process started."""
+        if self.kind == "cuda":
+            return torch.cuda.max_memory_allocated(self.index)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+
+
+def pick_device(local_rank: int = 0) -> Device:
+    """The GPU of this local rank where there is CUDA, else the CPU. A GPU becomes torch's current device.
+
+    Raises:
+        UserError: the host has fewer GPUs than local ranks.
+    """
+    if not torch.cuda.is_available():
+        return Device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"local rank {local_rank} has no GPU: this host has {torch.cuda.device_count()}; "
+            "start at most as many processes on a host as it has GPUs"
+        )
+    torch.cuda.set_device(local_rank)
+    return Device("cuda", local_rank)
+
+
+def require_gpu_extra(device: Device, transformer_engine: bool) -> None:
+    """Check that what training on CUDA needs is installed.
+
+    Args:
+        device: of this process; a CPU needs nothing.
+        transformer_engine: the config's `parallel.transformer_engine`; false asks for megatron-core's local
+            layers, which need nothing.
+
+    Raises:
+        UserError: a package is missing; names it and the extra that has it.
+    """
+    if device.kind == "cpu" or not transformer_engine:
+        return
+    missing = [
+        f"{name} ({use})" for name, use in _GPU_EXTRA.items() if importlib.util.find_spec(name) is None
+    ]
+    if missing:
+        raise UserError(
+            f"training on CUDA needs {' and '.join(missing)}: pip install 'megatron-vl[gpu]', or set "
+            "parallel.transformer_engine=false to use megatron-core's local layers"
+        )

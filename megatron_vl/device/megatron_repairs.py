@@ -1,0 +1,82 @@
+"""What megatron-core 0.16 gets wrong, mostly without TransformerEngine, and the values that set it right.
+
+`import_hook` gives a module its repairs right after it has run, so they hold before anyone can read them.
+"""
+
+import contextlib
+import functools
+import multiprocessing
+from multiprocessing.managers import SyncManager
+from typing import Any
+
+import torch
+
+from megatron_vl.device.fused_adam import FusedAdam
+from megatron_vl.device.processes import die_with_parent
+
+_Repairs = dict[str, dict[str, Any]]  # module -> name in it -> value
+
+
+@functools.cache
+def _checkpoint_results_queue() -> Any:
+    """For `_get_write_results_queue`, through which a checkpoint's writers report.
+
+    Megatron-core's has its queue served by a process that starts anew from the main module, for seconds and
+    hundreds of megabytes per rank, and outlives a rank that is killed.
+    """
+    manager = SyncManager(ctx=multiprocessing.get_context("fork"))
+    manager.start(initializer=die_with_parent)
+    return manager.Queue()
+
+
+class _NoFP8:
+    """For TransformerEngine's FP8GlobalStateManager, where FP8 is never enabled."""
+
+    @staticmethod
+    def is_fp8_enabled() -> bool:
+        return False
+
+
+def _no_context(*args: object, **kwargs: object) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext()
+
+
+def _as_numpy_on_cpu(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
+    """For `maybe_move_tensor_to_cpu`, which forgets `as_numpy` where there is nothing to move."""
+    return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
+
+
+_EVERYWHERE: _Repairs = {
+    "megatron.core.dist_checkpointing.strategies.filesystem_async": {
+        "_get_write_results_queue": _checkpoint_results_queue
+    },
+}
+
+_WITHOUT_TRANSFORMER_ENGINE: _Repairs = {
+    # With torch's AdamW the distributed optimizer cannot load its own checkpoint.
+    "megatron.core.optimizer": {"Adam": FusedAdam, "USING_PYTORCH_OPTIMIZER": False},
+    "megatron.core.optimizer.distrib_optimizer": {"Adam": FusedAdam, "HAVE_APEX_OR_TE": True},
+    # True by mistake: the TransformerEngine layers it imports are mocks.
+    "megatron.core.transformer.multi_latent_attention": {"HAVE_TE": False},
+    # Named where it was never defined.
+    "megatron.core.transformer.moe.moe_utils": {"te_general_gemm": None},
+    "megatron.core.tensor_parallel.random": {
+        "FP8GlobalStateManager": _NoFP8,
+        "activation_recompute_forward": _no_context,
+        "fp8_autocast": _no_context,
+    },
+}
+
+_ON_CPU: _Repairs = {
+    "megatron.core.transformer.moe.token_dispatcher": {"maybe_move_tensor_to_cpu": _as_numpy_on_cpu},
+}
+
+
+def repairs_for_host(cuda: bool, transformer_engine: bool) -> _Repairs:
+    """The values to set in modules of megatron-core, by module and name."""
+    repairs = dict(_EVERYWHERE)
+    if not transformer_engine:
+        repairs |= _WITHOUT_TRANSFORMER_ENGINE
+    if not cuda:
+        repairs |= _ON_CPU
+    return repairs

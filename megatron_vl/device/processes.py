@@ -1,0 +1,84 @@
+"""This process among the others: which rank it is, and dying with whoever started it.
+
+Imports no torch, so that a process can ask for both before the seconds which that takes.
+"""
+
+import ctypes
+import os
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from megatron_vl.config.errors import UserError
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+@dataclass(frozen=True)
+class RankEnvironment:
+    """What a launcher tells each process that it starts."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    master_addr: str
+    master_port: int
+
+
+def rank_environment(environ: Mapping[str, str] = os.environ) -> RankEnvironment | None:
+    """This process's place as told by torchrun, or by srun; None when neither started it.
+
+    torchrun's variables go first. srun's count only inside of a step: the batch script has some of them as
+    well, but is no rank. Under srun the script that calls it exports MASTER_ADDR and MASTER_PORT.
+
+    Raises:
+        UserError: some of a launcher's variables are missing, or no number.
+    """
+    if "RANK" in environ:
+        names = {"rank": "RANK", "local_rank": "LOCAL_RANK", "world_size": "WORLD_SIZE"}
+    elif "SLURM_PROCID" in environ and "SLURM_STEP_ID" in environ:
+        names = {"rank": "SLURM_PROCID", "local_rank": "SLURM_LOCALID", "world_size": "SLURM_NTASKS"}
+    else:
+        return None
+    required = [*names.values(), "MASTER_ADDR", "MASTER_PORT"]
+    missing = [name for name in required if not environ.get(name)]
+    if missing:
+        raise UserError(
+            f"{required[0]} is set to {environ[required[0]]!r} but {', '.join(missing)} is not: "
+            f"start with torchrun, with srun from the scripts in slurm/, or set all of {', '.join(required)}"
+        )
+    numbers = {field: _integer(name, environ[name]) for field, name in names.items()}
+    if not 0 <= numbers["rank"] < numbers["world_size"]:
+        raise UserError(
+            f"{names['rank']}={numbers['rank']} is not below {names['world_size']}={numbers['world_size']}"
+        )
+    port = _integer("MASTER_PORT", environ["MASTER_PORT"])
+    return RankEnvironment(master_addr=environ["MASTER_ADDR"], master_port=port, **numbers)
+
+
+def _integer(name: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise UserError(f"environment variable {name}={text!r} is not a whole number") from None
+
+
+def die_with_parent(parent_pid: int | None = None) -> None:
+    """Have Linux kill this process when its parent ends, however that ends. Children do not inherit this.
+
+    The signal really follows the parent's *thread* which started this process, so start ranks from a thread
+    that lasts.
+
+    Args:
+        parent_pid: of the process that started this one, if it told: had it ended before this call, this
+            process has another parent by now and ends itself.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
+    before = os.getppid() if parent_pid is None else parent_pid
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"prctl(PR_SET_PDEATHSIG): {os.strerror(error)}")
+    if os.getppid() != before:
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,1 @@
+"""What a model has learned, measured on data that no stage trains on."""

@@ -1,0 +1,62 @@
+"""Attention over packed rows and the norm for megatron-core's local layers, which has neither.
+
+Shapes: T tokens of the row, S tokens of one segment, A heads on this tensor-parallel rank, D head size.
+"""
+
+import math
+from typing import Any
+
+import torch
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class PackedAttention(MegatronModule):
+    """Causal attention within each segment of a packed row, by scaled_dot_product_attention.
+
+    Fits `core_attention` in a layer spec. No scores outside a segment are computed.
+    """
+
+    def __init__(
+        self, config: TransformerConfig, softmax_scale: float | None = None, **_spec_arguments: Any
+    ) -> None:
+        super().__init__(config=config)
+        self.softmax_scale = softmax_scale or 1.0 / math.sqrt(config.kv_channels)
+
+    def forward(
+        self,
+        q_TAD: Tensor,
+        k_TAD: Tensor,
+        v_TAD: Tensor,
+        attention_mask: Tensor | None,
+        attn_mask_type: Any = None,
+        attention_bias: Tensor | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
+    ) -> Tensor:
+        """Attend. Returns [T, A * D]; raises ValueError without `packed_seq_params` or with a bias or mask."""
+        if packed_seq_params is None or attention_bias is not None or attention_mask is not None:
+            raise ValueError("PackedAttention takes packed rows (packed_seq_params) without mask or bias")
+        lengths = packed_seq_params.cu_seqlens_q.diff().tolist()
+        segments = zip(
+            q_TAD.split(lengths), k_TAD.split(lengths), v_TAD.split(lengths), strict=True
+        )
+        return torch.cat([self._segment(q, k, v) for q, k, v in segments]).flatten(1)
+
+    def _segment(self, q_SAD: Tensor, k_SAD: Tensor, v_SAD: Tensor) -> Tensor:
+        q_1ASD, k_1ASD, v_1ASD = (x.transpose(0, 1).unsqueeze(0) for x in (q_SAD, k_SAD, v_SAD))
+        out_1ASD = functional.scaled_dot_product_attention(
+            q_1ASD, k_1ASD, v_1ASD, is_causal=True, scale=self.softmax_scale
+        )
+        return out_1ASD.squeeze(0).transpose(0, 1)
+
+
+class RMSNorm(nn.RMSNorm):
+    """torch's RMSNorm, marked for megatron-core's reduction of norm gradients under sequence parallelism."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float, **_spec_arguments: Any) -> None:
+        device = torch.device("meta") if config.init_model_with_meta_device else None
+        super().__init__(hidden_size, eps, dtype=config.params_dtype, device=device)
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]

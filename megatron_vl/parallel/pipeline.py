@@ -1,0 +1,114 @@
+"""One forward-backward pass over the pipeline: microbatches in, summed losses out."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.transformer.module import MegatronModule
+from torch import Tensor
+
+from megatron_vl.data.types import Microbatch
+from megatron_vl.parallel.groups import Groups
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassResult:
+    """Sums over this rank's microbatches, on the last pipeline stage; zero elsewhere. Device tensors, no sync."""
+
+    loss_sum: Tensor  # fp64 scalar
+    num_tokens: Tensor  # int64 scalar: supervised tokens
+
+
+def run_microbatches(
+    chunks: list[Any], microbatches: list[Microbatch], groups: Groups, forward_only: bool = False
+) -> PassResult:
+    """Run megatron-core's schedule for this parallel setting; gradients are finalised and normalised by the
+    global number of supervised tokens.
+
+    All microbatches of a step have the same number of tokens on every rank of a replica.
+    """
+    outputs = _run_schedule(chunks, microbatches, partial(_sum_losses, groups=groups), groups, forward_only)
+    loss_sum = torch.zeros((), dtype=torch.float64, device=groups.device)
+    num_tokens = torch.zeros((), dtype=torch.int64, device=groups.device)
+    for output in outputs:
+        loss_sum += output["loss_sum"]
+        num_tokens += output["num_tokens"]
+    return PassResult(loss_sum=loss_sum, num_tokens=num_tokens)
+
+
+def run_forward(chunks: list[Any], microbatches: list[Microbatch], groups: Groups) -> list[Tensor]:
+    """Forward only. Returns per microbatch, on the last stage, the losses of all positions [1, S] (or logits
+    where the microbatch has no labels); an empty list elsewhere."""
+    with torch.no_grad():
+        outputs = _run_schedule(chunks, microbatches, _keep_output, groups, forward_only=True)
+    return [output["output"] for output in outputs]
+
+
+def _run_schedule(
+    chunks: list[Any], microbatches: list[Microbatch], loss_of: Any, groups: Groups, forward_only: bool
+) -> list[dict[str, Tensor]]:
+    topology = groups.topology
+    schedule = get_forward_backward_func(
+        pp_size=topology.pipeline_size,
+        vp_size=topology.virtual_size if topology.virtual_size > 1 else None,
+    )
+    iterators = [iter(microbatches) for _ in chunks]
+    outputs: list[dict[str, Tensor]] = schedule(
+        forward_step_func=partial(_forward_step, loss_of=loss_of, device=groups.device),
+        data_iterator=iterators if len(chunks) > 1 else iterators[0],
+        model=chunks if len(chunks) > 1 else chunks[0],
+        num_microbatches=len(microbatches),
+        seq_length=microbatches[0].num_tokens,
+        micro_batch_size=1,
+        forward_only=forward_only,
+    )
+    return outputs
+
+
+def _forward_step(
+    iterator: Iterator[Microbatch], chunk: MegatronModule, loss_of: Any, device: torch.device
+) -> tuple[Tensor, Any]:
+    microbatch = next(iterator).to(device)
+    output = chunk(
+        microbatch.tokens_1S,
+        microbatch.images_NCHW,
+        microbatch.labels_1S,
+        microbatch.cu_seqlens,
+        microbatch.max_seqlen,
+    )
+    return output, partial(loss_of, microbatch)
+
+
+def _sum_losses(
+    microbatch: Microbatch, losses_1S: Tensor, groups: Groups
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    mask_1S = microbatch.loss_mask_1S
+    if mask_1S is None:
+        raise ValueError("the last pipeline stage was given a microbatch without loss mask")
+    loss_sum = (losses_1S * mask_1S).sum()
+    num_tokens = mask_1S.sum().to(torch.int32)
+    # The schedule scales the loss in place: what is reported must be a copy.
+    report = {"loss_sum": loss_sum.detach().clone(), "num_tokens": num_tokens.detach().clone()}
+    return loss_sum, num_tokens, report
+
+
+def _keep_output(microbatch: Microbatch, output: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    return output.new_zeros(()), {"output": output.detach()}
+
+
+def share_failures(microbatches: list[Microbatch], groups: Groups) -> list[tuple[int, ...]]:
+    """Tell all stages of a replica which units the first stage could not decode, per microbatch.
+
+    A host-side message over the control group: 8 bytes a unit.
+    """
+    if groups.topology.model_size == 1:
+        return [microbatch.failed_units for microbatch in microbatches]
+    flags = torch.zeros(len(microbatches), max(len(m.units) for m in microbatches), dtype=torch.uint8)
+    for row, microbatch in enumerate(microbatches):
+        flags[row, list(microbatch.failed_units)] = 1
+    dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=groups.control)
+    return [tuple(row.nonzero().flatten().tolist()) for row in flags]

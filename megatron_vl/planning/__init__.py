@@ -1,0 +1,1 @@
+"""Plain-Python knowledge of how a model is divided; no torch here."""

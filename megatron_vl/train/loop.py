@@ -1,0 +1,184 @@
+"""The training loop of one stage: it reads as one step flows."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch.distributed as dist
+
+from megatron_vl.checkpoint.state import RunState
+from megatron_vl.checkpoint.store import CheckpointStore
+from megatron_vl.config.errors import UserError
+from megatron_vl.config.root import PretrainConfig
+from megatron_vl.data.batch import mask_failed
+from megatron_vl.data.loader import LoadedStep
+from megatron_vl.data.types import Microbatch
+from megatron_vl.device.machine import Device
+from megatron_vl.parallel.gradients import parameters_at_rest
+from megatron_vl.parallel.pipeline import share_failures
+from megatron_vl.parallel.timeline import Timeline, bubble_fraction
+from megatron_vl.train.metrics import HeldoutLoss, ImageUse, StepMetrics
+from megatron_vl.train.recorder import Recorder
+from megatron_vl.train.signals import StopRequest
+from megatron_vl.train.stage import Stage
+from megatron_vl.train.step import StepResult, train_step
+
+MAX_SKIPPED = 10  # steps in a row whose loss or gradients are not finite
+
+# Scores held-out data with a stage's model: (stage, step, global step, with images swapped too) -> rows.
+Evaluate = Callable[[Stage, int, int, bool], list[HeldoutLoss | ImageUse]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What the loop needs beside the stage itself."""
+
+    config: PretrainConfig
+    fingerprint: dict[str, Any]  # what must not change on resume
+    device: Device
+    store: CheckpointStore
+    recorder: Recorder
+    stop: StopRequest
+    evaluate: Evaluate
+
+
+def train_stage(stage: Stage, run: Run) -> str:
+    """Train to the stage's end, to train.stop_at or to a signal, whichever comes first; a checkpoint is saved there.
+
+    Returns:
+        Why it returns: "complete", "stopped" or "interrupted", the same on all ranks.
+
+    Raises:
+        UserError: too many samples cannot be decoded, or MAX_SKIPPED steps in a row were not finite.
+    """
+    settings, config = stage.settings, run.config
+    num_steps, stop_at = settings.values.steps, config.train.stop_at
+    skipped_in_a_row = 0
+    if stage.first_step == 1:
+        _evaluate(stage, run, step=0)
+    for step in range(stage.first_step, num_steps + 1):
+        if stop_at is not None and step > stop_at:  # a resumed run that had stopped there
+            return "stopped"
+        loaded = next(stage.loader)
+        timeline = _start_timeline(stage, run, step)
+        result = _train(stage, loaded, run)
+        _record(stage, run, loaded, result)
+        _record_timeline(stage, run, loaded, timeline)
+        _check_failures(stage, config.data.max_failed_fraction, result)
+        skipped_in_a_row = skipped_in_a_row + 1 if result.skipped else 0
+        if skipped_in_a_row == MAX_SKIPPED:
+            raise UserError(
+                f"stage {settings.name}, steps {step - MAX_SKIPPED + 1} to {step}: loss or gradients were not finite "
+                f"(loss {result.loss}, gradient norm {result.gradient_norm}); lower stage.{settings.name}."
+                "learning_rate, or look at the data of these steps"
+            )
+        ends = step == num_steps
+        if ends or (config.heldout.every and step % config.heldout.every == 0):
+            _evaluate(stage, run, step)
+        if ends or result.stop_requested or step == stop_at or step % config.checkpoint.every == 0:
+            _save(stage, run, loaded)
+        if result.stop_requested:
+            return "interrupted"
+        if step == stop_at:
+            return "stopped"
+    return "complete"
+
+
+def _train(stage: Stage, loaded: LoadedStep, run: Run) -> StepResult:
+    model, step = stage.model, loaded.plan.step
+    microbatches = _agree_on_failures(loaded.microbatches, stage)
+    model.optimizer.set_learning_rate(stage.schedule.at(step))
+    max_norm = run.config.train.gradient_clip
+    return train_step(model.chunks, model.optimizer, microbatches, model.groups, max_norm, bool(run.stop))
+
+
+def _agree_on_failures(microbatches: list[Microbatch], stage: Stage) -> list[Microbatch]:
+    """The last pipeline stage masks what the first could not decode."""
+    failed = share_failures(microbatches, stage.model.groups)
+    return [mask_failed(*pair) if pair[1] else pair[0] for pair in zip(microbatches, failed, strict=True)]
+
+
+def _record(stage: Stage, run: Run, loaded: LoadedStep, result: StepResult) -> None:
+    step = loaded.plan.step
+    seconds = result.seconds + loaded.wait_seconds
+    run.recorder.step(
+        StepMetrics(
+            stage=stage.settings.name,
+            step=step,
+            global_step=stage.settings.first_global_step + step - 1,
+            modality=loaded.plan.modality,
+            loss=result.loss,
+            grad_norm=result.gradient_norm,
+            learning_rate=stage.schedule.at(step),
+            num_tokens=result.num_tokens,
+            num_supervised_tokens=result.num_supervised_tokens,
+            num_samples=result.num_samples,
+            num_failed_samples=result.num_failed_samples,
+            num_images=result.num_images,
+            step_seconds=seconds,
+            tokens_per_second=result.num_tokens / seconds,
+            data_wait_seconds=loaded.wait_seconds,
+            text_ratio=loaded.plan.text_ratio,
+            skipped=result.skipped,
+        )
+    )
+
+
+def _start_timeline(stage: Stage, run: Run, step: int) -> Timeline | None:
+    """Record the second step (the first one warms up) and every so many steps after it."""
+    every = run.config.tracking.timeline_every
+    if step != 2 and step % every:
+        return None
+    dist.barrier(stage.model.groups.collection.mp)
+    timeline = Timeline(synchronize=run.device.synchronize)
+    stage.model.chunks[0].config.timers = timeline
+    return timeline
+
+
+def _record_timeline(stage: Stage, run: Run, loaded: LoadedStep, timeline: Timeline | None) -> None:
+    if timeline is None:
+        return
+    stage.model.chunks[0].config.timers = None
+    groups = stage.model.groups
+    by_rank: list[Any] = [None] * groups.collection.pp.size()
+    dist.all_gather_object(by_rank, timeline.events, group=groups.collection.pp)
+    step = loaded.plan.step
+    events = [{"pp_rank": rank, **asdict(event)} for rank, events in enumerate(by_rank) for event in events]
+    run.recorder.timeline(
+        {
+            "stage": stage.settings.name,
+            "step": step,
+            "global_step": stage.settings.first_global_step + step - 1,
+            "modality": loaded.plan.modality,
+            "bubble_fraction": bubble_fraction(by_rank),
+            "events": events,
+        }
+    )
+
+
+def _check_failures(stage: Stage, max_fraction: float, result: StepResult) -> None:
+    """Every rank that reads checks what it has read; a step without failures cannot cross the limit."""
+    if result.num_failed_samples:
+        stage.loader.failures.check(max_fraction)
+
+
+def _evaluate(stage: Stage, run: Run, step: int) -> None:
+    """Held-out losses: at step 0 they belong to the global step that follows, which a resume trains again."""
+    global_step = stage.settings.first_global_step + max(step, 1) - 1
+    rows = run.evaluate(stage, step, global_step, step == stage.settings.values.steps)
+    run.recorder.heldout(rows)
+
+
+def _save(stage: Stage, run: Run, loaded: LoadedStep) -> None:
+    step = loaded.plan.step
+    state = RunState(
+        stage=stage.settings.name,
+        step=step,
+        num_steps=stage.settings.values.steps,
+        global_step=stage.settings.first_global_step + step - 1,
+        plan=stage.gather_plan(loaded.state).to_json(),
+        fingerprint=run.fingerprint,
+    )
+    run.recorder.sync()
+    with parameters_at_rest(stage.model.chunks):
+        run.store.save(state, stage.model.chunks, stage.model.optimizer.inner, stage.model.groups)

@@ -1,0 +1,93 @@
+"""What a run leaves for people to see: metrics, held-out losses, timelines, progress, tracker, report.
+
+One rank records; on the others every method does nothing.
+"""
+
+from contextlib import ExitStack
+from dataclasses import asdict
+from types import TracebackType
+from typing import Any, Self
+
+from megatron_vl.config.train import TrackingConfig
+from megatron_vl.train.metrics import HeldoutLoss, ImageUse, JsonLines, StepMetrics
+from megatron_vl.train.progress import TrainingProgress
+from megatron_vl.train.report import write_report
+from megatron_vl.train.run_dir import RunDirectory, RunStatus
+from megatron_vl.train.tracking import Tracker, open_tracker
+
+
+class Recorder:
+    """Writes the files of a run directory. Use as a context manager.
+
+    `stages` are (name, number of steps), in order; `config` is the resolved configuration, for the tracker.
+    """
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        stages: list[tuple[str, int]],
+        tracking: TrackingConfig,
+        config: dict[str, Any],
+        enabled: bool,
+    ) -> None:
+        self.run, self.enabled = run, enabled
+        self._metrics, self._heldout = JsonLines(run.metrics), JsonLines(run.heldout)
+        self._image_use, self._timeline = JsonLines(run.image_use), JsonLines(run.timeline)
+        self._files = (self._metrics, self._heldout, self._image_use, self._timeline)
+        self._progress = TrainingProgress(stages, enabled=enabled and tracking.progress)
+        self._tracking, self._config = tracking, config
+        self._tracker: Tracker | None = None
+        self._exits = ExitStack()
+
+    def __enter__(self) -> Self:
+        if self.enabled:
+            self._tracker = open_tracker(self._tracking.wandb, self._tracking.project, self.run, self._config)
+            self._exits.callback(self._tracker.finish)
+            for file in self._files:
+                self._exits.callback(file.close)
+            self._exits.enter_context(self._progress)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._exits.close()
+
+    def resume_after(self, global_step: int) -> None:
+        """Forget what was recorded of later steps: they will be trained again."""
+        if self.enabled:
+            for file in self._files:
+                file.truncate_after(global_step)
+
+    def begin_stage(self, stage: str, done: int) -> None:
+        if self.enabled:
+            self.run.write_status(RunStatus("running", stage, done))
+            self._progress.begin_stage(stage, done)
+
+    def step(self, row: StepMetrics) -> None:
+        if self.enabled and self._tracker is not None:
+            self._metrics.append(row)
+            self._progress.update(row)
+            self._tracker.log(asdict(row), row.global_step)
+
+    def heldout(self, rows: list[HeldoutLoss | ImageUse]) -> None:
+        for row in rows if self.enabled else []:
+            (self._heldout if isinstance(row, HeldoutLoss) else self._image_use).append(row)
+
+    def timeline(self, row: dict[str, Any]) -> None:
+        if self.enabled:
+            self._timeline.append(row)
+
+    def sync(self) -> None:
+        """Bring all rows to disk: a checkpoint that relies on them follows."""
+        for file in self._files:
+            file.sync()
+
+    def say(self, message: str) -> None:
+        self._progress.say(message)
+
+    def end(self, state: str, stage: str, step: int) -> None:
+        """The run ends here, for now or for good: report and status."""
+        if self.enabled:
+            write_report(self.run)
+            self.run.write_status(RunStatus(state, stage, step))

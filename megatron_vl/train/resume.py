@@ -1,0 +1,72 @@
+"""Whether and where an earlier start of this run can be continued. No torch: the launcher asks too."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from megatron_vl.checkpoint.state import RunState, newest_checkpoint, read_state
+from megatron_vl.config.errors import UserError
+from megatron_vl.config.root import PretrainConfig
+from megatron_vl.train.run_dir import RunDirectory
+
+# What may differ on resume: where and how fast a run computes, what it reports; not what it computes.
+FREE = (
+    "parallel.",
+    "recompute.",
+    "checkpoint.",
+    "heldout.",
+    "tracking.",
+    "run.dir",
+    "run.num_processes",
+    "run.threads_per_process",
+    "run.timeout_seconds",
+    "train.stop_at",
+    "data.sources.",  # folders may move: the indexes' digests are compared
+    "data.tokenizer",
+    "data.build_command",
+    "data.prefetch_steps",
+)
+
+
+def fingerprint(config: PretrainConfig) -> dict[str, Any]:
+    """Every value of the configuration that a resume must find unchanged, by its dotted name."""
+    return {name: value for name, value in _flatten(asdict(config)) if not name.startswith(FREE)}
+
+
+def find_start(config: PretrainConfig, run: RunDirectory) -> tuple[Path, RunState] | None:
+    """The newest checkpoint of the run directory, if there is one.
+
+    Raises:
+        UserError: it was made with other values than the configuration's, each of which is named.
+    """
+    path = newest_checkpoint(run.checkpoints)
+    if path is None:
+        return None
+    state = read_state(path)
+    current = fingerprint(config)
+    changes = [
+        f"{name}={current.get(name)} (was {state.fingerprint.get(name)})"
+        for name in sorted(current.keys() | state.fingerprint.keys())
+        if current.get(name) != state.fingerprint.get(name)
+    ]
+    if changes:
+        raise UserError(
+            f"run.dir={run.path} holds a run with other values: {'; '.join(changes)}. Give the old values to resume "
+            "it, or another run.dir to start anew"
+        )
+    return path, state
+
+
+def is_complete(config: PretrainConfig, state: RunState) -> bool:
+    """Whether the run that reached `state` has nothing left to train."""
+    return state.stage == config.stages[-1] and state.stage_complete
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    flat: list[tuple[str, Any]] = []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat += _flatten(value, f"{prefix}{name}.")
+        else:
+            flat.append((f"{prefix}{name}", value))
+    return flat

@@ -1,0 +1,159 @@
+"""From the configuration to what each stage will really do, checked before anything is started."""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from megatron_vl.config.errors import UserError
+from megatron_vl.config.model_check import check_model
+from megatron_vl.config.parallel import ParallelConfig
+from megatron_vl.config.root import STAGE_NAMES, PretrainConfig
+from megatron_vl.config.train import PARTS, PRECISIONS, SCHEDULES, StageConfig
+from megatron_vl.planning.layout import resolve_layout
+from megatron_vl.planning.topology import Topology, check_tensor_size, num_microbatches
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSettings:
+    """One stage of this run: its values after the overrides in `train`, and its division over ranks."""
+
+    name: str
+    values: StageConfig
+    parallel: ParallelConfig
+    topology: Topology
+    layout: str
+    num_microbatches: int  # per data-parallel rank and step
+    first_global_step: int  # of the run; steps of earlier stages come before it
+
+
+def resolve_stages(config: PretrainConfig, world_size: int) -> list[StageSettings]:
+    """Check the whole configuration and settle every stage of the run, in order.
+
+    Raises:
+        UserError: naming the field, its value and what would be right.
+    """
+    _check_choices(config)
+    check_model(config.model)
+    stages: list[StageSettings] = []
+    first = 1
+    for name in config.stages:
+        stage = _resolve_stage(config, name, world_size, first)
+        stages.append(stage)
+        first += stage.values.steps
+    return stages
+
+
+def required_processes(config: PretrainConfig) -> int:
+    """The smallest world that every selected stage fits: the largest tensor x pipeline size."""
+    sizes = [stage_parallel(config, name) for name in config.stages]
+    return max(parallel.tensor_size * parallel.pipeline_size for parallel in sizes)
+
+
+def stage_parallel(config: PretrainConfig, name: str) -> ParallelConfig:
+    """The run's parallel settings with the stage's own on top.
+
+    Raises:
+        UserError: the stage overrides a field that does not exist, or a stage name is unknown.
+    """
+    if name not in STAGE_NAMES:
+        raise UserError(f"stages={config.stages}: unknown stage {name!r}; known are {', '.join(STAGE_NAMES)}")
+    overrides: dict[str, Any] = getattr(config.stage, name).parallel
+    known = asdict(config.parallel)
+    for field in overrides:
+        if field not in known:
+            raise UserError(f"stage.{name}.parallel.{field}: unknown field; known are {', '.join(known)}")
+    return replace(config.parallel, **overrides)
+
+
+def _resolve_stage(config: PretrainConfig, name: str, world_size: int, first: int) -> StageSettings:
+    values = _with_train_overrides(config, name)
+    _check_stage(config, name, values)
+    parallel = stage_parallel(config, name)
+    topology = Topology(
+        world_size=world_size,
+        tensor_size=parallel.tensor_size,
+        pipeline_size=parallel.pipeline_size,
+        virtual_size=parallel.virtual_size,
+    )
+    check_tensor_size(config.model.language, parallel.tensor_size, parallel.sequence_parallel)
+    if parallel.sequence_parallel and values.sequence_length % parallel.tensor_size:
+        raise UserError(
+            f"stage.{name}.sequence_length={values.sequence_length} must be a multiple of "
+            f"parallel.tensor_size={parallel.tensor_size} under parallel.sequence_parallel=true"
+        )
+    return StageSettings(
+        name=name,
+        values=values,
+        parallel=parallel,
+        topology=topology,
+        layout=resolve_layout(parallel.layout, config.model.language.num_layers, topology),
+        num_microbatches=num_microbatches(values.global_batch_size, values.micro_batch_size, topology, name),
+        first_global_step=first,
+    )
+
+
+def _with_train_overrides(config: PretrainConfig, name: str) -> StageConfig:
+    train = config.train
+    overrides = {
+        "steps": train.steps,
+        "global_batch_size": train.global_batch_size,
+        "micro_batch_size": train.micro_batch_size,
+    }
+    given = {field: value for field, value in overrides.items() if value is not None}
+    return replace(getattr(config.stage, name), **given)
+
+
+def _check_choices(config: PretrainConfig) -> None:
+    if not config.stages or len(set(config.stages)) != len(config.stages):
+        raise UserError(f"stages={config.stages}: name each stage once, of {', '.join(STAGE_NAMES)}")
+    _one_of("train.precision", config.train.precision, PRECISIONS)
+    _one_of("recompute.language", config.recompute.language, ("none", "selective", "full"))
+    _one_of("tracking.wandb", config.tracking.wandb, ("disabled", "offline", "online"))
+    for field, value in (
+        ("train.stop_at", config.train.stop_at),
+        ("checkpoint.every", config.checkpoint.every),
+        ("checkpoint.keep", config.checkpoint.keep),
+        ("run.num_processes", config.run.num_processes),
+        ("data.lanes", config.data.lanes),
+    ):
+        if value is not None and value < 1:
+            raise UserError(f"{field}={value}: must be at least 1")
+    for field, ratio in (
+        ("data.text_ratio", config.data.text_ratio),
+        ("data.warmup_fraction", config.data.warmup_fraction),
+    ):
+        _fraction(field, ratio)
+
+
+def _check_stage(config: PretrainConfig, name: str, values: StageConfig) -> None:
+    prefix = f"stage.{name}"
+    for part in values.train:
+        _one_of(f"{prefix}.train", part, PARTS)
+    if not values.train:
+        raise UserError(f"{prefix}.train is empty: list what the stage trains, of {', '.join(PARTS)}")
+    _one_of(f"{prefix}.schedule", values.schedule, SCHEDULES)
+    if values.steps < 1:
+        raise UserError(f"train.steps={values.steps} in stage {name}: must be at least 1")
+    if values.learning_rate <= 0:
+        raise UserError(f"{prefix}.learning_rate={values.learning_rate}: must be above 0")
+    if not 1 <= values.sequence_length <= config.model.language.max_positions:
+        raise UserError(
+            f"{prefix}.sequence_length={values.sequence_length}: must be 1 to "
+            f"model.language.max_positions={config.model.language.max_positions}"
+        )
+    for field in ("text_ratio", "text_warmup_fraction", "warmup_fraction", "min_learning_rate_ratio"):
+        _fraction(f"{prefix}.{field}", getattr(values, field))
+    if len(values.decay_boundaries) != len(values.decay_factors):
+        raise UserError(
+            f"{prefix}.decay_boundaries={values.decay_boundaries} and decay_factors={values.decay_factors} "
+            "must have the same length"
+        )
+
+
+def _one_of(field: str, value: str, valid: tuple[str, ...]) -> None:
+    if value not in valid:
+        raise UserError(f"{field}={value}: must be one of {', '.join(valid)}")
+
+
+def _fraction(field: str, value: float) -> None:
+    if not 0.0 <= value <= 1.0:
+        raise UserError(f"{field}={value}: must be from 0 to 1")

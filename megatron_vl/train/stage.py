@@ -1,0 +1,148 @@
+"""Everything that one stage trains with on this rank, built in the order in which the parts need each other."""
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from megatron_vl.checkpoint.state import RunState
+from megatron_vl.checkpoint.store import load_training_state, load_weights
+from megatron_vl.config.root import PretrainConfig
+from megatron_vl.data.loader import Loader, Role
+from megatron_vl.data.plan import Planner
+from megatron_vl.data.plan_state import PlanState, merge_states
+from megatron_vl.device.machine import Device
+from megatron_vl.model.initialize import initialize
+from megatron_vl.model.transformer_config import Division, transformer_config
+from megatron_vl.model.vlm import BuildOptions, build_chunks, freeze
+from megatron_vl.parallel.gradients import distribute
+from megatron_vl.parallel.groups import Groups, build_groups, destroy_groups
+from megatron_vl.train.optimizer import Optimizer, build_optimizer
+from megatron_vl.train.schedule import Schedule
+from megatron_vl.train.settings import StageSettings
+from megatron_vl.train.sources import Sources, build_loader, build_planner
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """This rank's chunks, wrapped for data parallelism, and the optimizer of what trains."""
+
+    chunks: list[Any]
+    optimizer: Optimizer
+    groups: Groups
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage, ready to train from `first_step`."""
+
+    settings: StageSettings
+    model: Model
+    schedule: Schedule
+    loader: Loader
+    first_step: int
+
+    def gather_plan(self, own: PlanState) -> PlanState:
+        """The plan's state with the lanes of all data-parallel ranks. Collective."""
+        group = self.model.groups.collection.dp
+        states: list[Any] = [None] * group.size()
+        dist.all_gather_object(states, own, group=group)
+        return merge_states(states)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Where a stage begins: fresh, with the weights of a checkpoint, or exactly where a checkpoint stood."""
+
+    checkpoint: Path | None = None
+    resume: RunState | None = None  # of `checkpoint`; None takes its weights alone
+
+
+def open_stage(
+    config: PretrainConfig,
+    settings: StageSettings,
+    sources: Sources,
+    device: Device,
+    start: Start,
+    exits: ExitStack,
+) -> Stage:
+    """Build groups, model, optimizer, plan and loader; `exits` unmakes what must be unmade.
+
+    Collective over the world.
+    """
+    groups = build_groups(settings.topology, config.run.seed, device.torch_device)
+    exits.callback(destroy_groups)
+    model = _build_model(config, settings, groups, device, sources.content.text.image_id, start)
+    planner = _build_planner(config, settings, sources, groups, start)
+    role = Role.of_stage(is_first=groups.is_first_stage, is_last=groups.is_last_stage)
+    loader = exits.enter_context(build_loader(planner, sources, settings, role, config.data))
+    return Stage(
+        settings=settings,
+        model=model,
+        schedule=_schedule(settings),
+        loader=loader,
+        first_step=1 if start.resume is None else start.resume.step + 1,
+    )
+
+
+def _build_model(
+    config: PretrainConfig,
+    settings: StageSettings,
+    groups: Groups,
+    device: Device,
+    image_token: int,
+    start: Start,
+) -> Model:
+    """Order matters: weights before DDP copies them into its buffers, freezing before DDP leaves parameters out,
+    the optimizer before its state is loaded."""
+    on_cuda = device.kind == "cuda"
+    division = Division(
+        topology=settings.topology,
+        layout=settings.layout,
+        sequence_parallel=settings.parallel.sequence_parallel,
+    )
+    language = config.model.language
+    core = transformer_config(language, division, config.recompute, config.train.precision, on_cuda)
+    options = BuildOptions(
+        image_token=image_token,
+        use_transformer_engine=on_cuda and settings.parallel.transformer_engine,
+        recompute_vision=config.recompute.vision,
+    )
+    chunks = build_chunks(core, config.model, options, groups.collection, device.torch_device)
+    if start.checkpoint is None:
+        initialize(chunks, config.run.seed, language.init_std, groups.collection)
+    elif start.resume is None:
+        load_weights(start.checkpoint, chunks)
+    for chunk in chunks:
+        freeze(chunk, settings.values.train)
+    wrapped = distribute(chunks, core, settings.parallel, groups)
+    optimizer = build_optimizer(
+        wrapped, config.train, settings.parallel, settings.values.vision_learning_rate_scale, groups.device
+    )
+    if start.checkpoint is not None and start.resume is not None:
+        load_training_state(start.checkpoint, wrapped, optimizer.inner, groups)
+    return Model(chunks=wrapped, optimizer=optimizer, groups=groups)
+
+
+def _build_planner(
+    config: PretrainConfig, settings: StageSettings, sources: Sources, groups: Groups, start: Start
+) -> Planner:
+    planner = build_planner(sources, settings, config.data, config.run.seed, groups.data_rank)
+    if start.resume is not None:
+        planner.restore(PlanState.from_json(start.resume.plan))
+    return planner
+
+
+def _schedule(settings: StageSettings) -> Schedule:
+    values = settings.values
+    return Schedule(
+        kind=values.schedule,
+        peak=values.learning_rate,
+        num_steps=values.steps,
+        warmup_fraction=values.warmup_fraction,
+        decay_boundaries=values.decay_boundaries,
+        decay_factors=values.decay_factors,
+        min_ratio=values.min_learning_rate_ratio,
+    )

@@ -1,0 +1,71 @@
+"""Every parallel setting computes what one process computes: losses, gradients of every tensor, frozen weights."""
+
+from functools import cache
+
+import pytest
+import torch
+
+from megatron_vl.config.parallel import ParallelConfig
+from tests.support.ranks import run_ranks
+from tests.support.training import Case, Outcome, merged, train
+
+SETTINGS = {
+    "tp2": (2, ParallelConfig(tensor_size=2)),
+    "tp2_sp": (2, ParallelConfig(tensor_size=2, sequence_parallel=True)),
+    "pp2": (2, ParallelConfig(pipeline_size=2)),
+    "pp2_vpp2": (2, ParallelConfig(pipeline_size=2, virtual_size=2)),
+    "pp4_uneven": (4, ParallelConfig(pipeline_size=4, layout="Et||tt|tL")),
+    "dp2_overlapped": (2, ParallelConfig(overlap_grad_reduce=True, overlap_param_gather=True)),
+    "tp2_pp2": (4, ParallelConfig(tensor_size=2, pipeline_size=2)),
+    "tp2_sp_pp2_dp2": (8, ParallelConfig(tensor_size=2, pipeline_size=2, sequence_parallel=True)),
+}
+# The paper's freezing (Table 4), and everything at once as in the tiny model's last stage.
+FREEZING = {
+    "adaptor": ("adaptor",),
+    "joint": ("adaptor", "embedding", "decoder", "head"),
+    "sft": ("siglip", "adaptor", "embedding", "decoder", "head"),
+    "everything": ("siglip", "sam", "sam_downsample", "adaptor", "embedding", "decoder", "head"),
+}
+LOSS_TOLERANCE = 1e-5
+GRADIENT_TOLERANCE = 1e-4  # of the tensor's norm
+ROUNDING = 2e-8  # of the whole gradient's norm: a scalar like the HD alpha can sum to nearly nothing
+
+
+@cache
+def serial(freezing: str) -> Outcome:
+    return run_ranks(1, train, Case(train=FREEZING[freezing]))[0]
+
+
+@pytest.mark.parametrize("freezing", FREEZING)
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_agrees_with_one_process(setting: str, freezing: str) -> None:
+    world_size, parallel = SETTINGS[setting]
+    expected = serial(freezing)
+    outcomes = run_ranks(world_size, train, Case(parallel=parallel, train=FREEZING[freezing]))
+
+    found = merged(outcomes)
+    assert found.losses == pytest.approx(expected.losses, abs=LOSS_TOLERANCE)
+    assert found.norms == pytest.approx(expected.norms, rel=GRADIENT_TOLERANCE)
+    for step, gradients in enumerate(expected.gradients):
+        assert found.gradients[step].keys() == gradients.keys()
+        for name, gradient in gradients.items():
+            error = (found.gradients[step][name] - gradient).norm()
+            allowed = GRADIENT_TOLERANCE * gradient.norm() + ROUNDING * expected.norms[step]
+            assert error <= allowed, f"step {step + 1}: {name}"
+    for outcome in outcomes:
+        assert outcome.losses == outcomes[0].losses
+        assert outcome.replicas_differ == []
+        assert outcome.frozen_before.keys() == outcome.frozen_after.keys()
+        for name, before in outcome.frozen_before.items():
+            assert torch.equal(before, outcome.frozen_after[name]), name
+
+
+@pytest.mark.parametrize("freezing", FREEZING)
+def test_the_reference_is_no_idle_run(freezing: str) -> None:
+    """Losses move, every trained tensor has a gradient on multimodal steps, and the HD branch is visible."""
+    outcome = serial(freezing)
+    assert len(set(outcome.losses)) == len(outcome.losses)
+    for name, gradient in outcome.gradients[0].items():
+        assert gradient.norm() > 0, name
+    if freezing == "everything":
+        assert any("neck_hd" in name for name in outcome.gradients[0])

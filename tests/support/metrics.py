@@ -1,0 +1,22 @@
+"""One plausible step, for tests of what becomes of it."""
+
+from megatron_vl.train.metrics import StepMetrics
+
+ROW = StepMetrics(
+    stage="joint",
+    step=1,
+    global_step=1,
+    modality="text",
+    loss=0.1 + 0.2,
+    grad_norm=1e-300,
+    learning_rate=3e-3,
+    num_tokens=2048,
+    num_supervised_tokens=2000,
+    num_samples=4,
+    num_failed_samples=0,
+    num_images=0,
+    step_seconds=0.5,
+    tokens_per_second=4096.0,
+    data_wait_seconds=0.01,
+    text_ratio=0.7,
+)

@@ -1,0 +1,179 @@
+"""Every data-parallel size trains the same global batches, of one modality each; no sample and no room is wasted."""
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from megatron_vl.config.errors import UserError
+from megatron_vl.data.plan import Planner, PlanSettings, choose_lanes, own_lanes, plan_digest
+from megatron_vl.data.types import MULTIMODAL, TEXT, StepPlan
+from tests.support.plans import (
+    CAP,
+    LANES,
+    MODALITIES,
+    ROW,
+    SETTINGS,
+    all_units,
+    plan_settings,
+    planners,
+    realistic_settings,
+    realistic_tables,
+    small_tables,
+    step_packs,
+    unit_id,
+)
+
+
+@hypothesis_settings(max_examples=25, deadline=None)
+@given(settings=SETTINGS)
+def test_packs_fit_their_rows_and_are_of_the_steps_modality(settings: PlanSettings) -> None:
+    [planner] = planners(settings, 1)
+    for _ in range(20):
+        modality, packs = step_packs([planner])
+        assert len(packs) == settings.global_batch_size
+        for pack in packs:
+            assert 0 < pack.num_tokens <= ROW
+            assert pack.num_images <= CAP
+            assert {MODALITIES[unit.source] for unit in pack.units} == {modality}
+            assert settings.packing or len(pack.units) == 1
+
+
+@hypothesis_settings(max_examples=25, deadline=None)
+@given(settings=SETTINGS)
+def test_global_batch_does_not_depend_on_the_data_parallel_size(settings: PlanSettings) -> None:
+    groups = [planners(settings, dp_size) for dp_size in (1, 2, 4)]
+    for _ in range(10):
+        one, two, four = (step_packs(ranks) for ranks in groups)
+        assert one == two == four
+
+
+@hypothesis_settings(max_examples=25, deadline=None)
+@given(settings=SETTINGS, lanes=st.sampled_from([1, LANES]))
+def test_no_sample_is_lost_or_repeated_within_an_epoch(settings: PlanSettings, lanes: int) -> None:
+    """What was emitted and what is carried make up whole epochs and the begun one's part: exactly for one lane,
+    and within the epochs that the lanes stand in for more."""
+    planner = Planner(small_tables(), replace(settings, lanes=lanes))
+    dealt = Counter(unit_id(unit) for _ in range(60) for pack in planner.next().packs for unit in pack.units)
+    states = planner.state().lanes
+    dealt.update(unit_id(one.unit) for lane in states for pool in lane.waiting.values() for one in pool)
+    for name, source in small_tables().items():
+        epochs = [lane.cursors[name].epoch for lane in states]
+        counts = {unit: dealt.pop(unit, 0) for unit in all_units(name, source)}
+        assert all(min(epochs) <= num <= max(epochs) + 1 for num in counts.values())
+        if len(set(epochs)) == 1:
+            begun = sum(lane.cursors[name].position for lane in states)
+            assert sum(counts.values()) == epochs[0] * len(counts) + begun
+    assert not dealt  # nothing but the sources' units
+
+
+def test_one_lane_emits_each_unit_once_per_epoch() -> None:
+    settings = plan_settings(
+        lanes=1, sources={"docs": 1.0}, text_ratio=1.0, packing=False, global_batch_size=1
+    )
+    tables = small_tables()
+    planner, expected = Planner(tables, settings), all_units("docs", tables["docs"])
+    for epoch in range(3):
+        units = [unit for _ in expected for pack in planner.next().packs for unit in pack.units]
+        assert Counter(map(unit_id, units)) == Counter(expected)
+        assert planner.state().lanes[0].cursors["docs"] == (epoch + 1, 0)
+
+
+def test_realised_modality_follows_the_schedule() -> None:
+    [planner] = planners(plan_settings(text_ratio=0.7), 1)
+    num_text, scheduled = 0, 0.0
+    ratios = []
+    for _ in range(100):
+        plan = planner.next()
+        num_text += plan.modality == TEXT
+        scheduled += plan.text_ratio
+        ratios.append(plan.text_ratio)
+        assert abs(num_text - scheduled) < 1
+    assert ratios[0] == 1.0
+    assert ratios[10:] == [0.7] * 90
+
+
+def test_samples_follow_the_weights_in_every_lane_and_step() -> None:
+    [planner] = planners(plan_settings(text_ratio=0.0, text_warmup_fraction=0.0, packing=False), 1)
+    plans = [planner.next() for _ in range(60)]
+    per_lane: list[Counter[str]] = [Counter() for _ in range(LANES)]
+    for plan in plans:
+        for i, pack in enumerate(plan.packs):
+            per_lane[i // 2][pack.units[0].source] += 1
+    assert all(abs(counts["figures"] - 80) <= 2 for counts in per_lane)  # weights 1 : 2 over 120 draws
+    # Lanes are out of step with each other, so that not every batch has the same sources.
+    assert len({tuple(pack.units[0].source for pack in plans[0].packs[i : i + 2]) for i in (0, 2, 4, 6)}) > 1
+
+
+def test_seeds_and_stages_give_different_plans() -> None:
+    def first(**changes: object) -> StepPlan:
+        return Planner(small_tables(), plan_settings(**changes)).next()
+
+    assert first().digest == first().digest
+    assert len({first().digest, first(seed=1).digest, first(stage="sft").digest}) == 3
+
+
+def test_digest_tells_modality_units_and_their_order() -> None:
+    [planner] = planners(plan_settings(), 1)
+    plan = planner.next()
+    digests = {
+        plan.digest,
+        plan_digest(MULTIMODAL, plan.packs),
+        plan_digest(plan.modality, plan.packs[::-1]),
+        plan_digest(plan.modality, plan.packs[1:]),
+    }
+    assert len(digests) == 4
+    assert all(0 <= digest < 2**63 for digest in digests)
+    assert plan.digest == plan_digest(plan.modality, plan.packs)
+
+
+def test_samples_that_fit_no_row_are_left_out_and_counted() -> None:
+    [planner] = planners(plan_settings(), 1)
+    assert planner.left_out == {"pages": 2, "figures": 0, "docs": 0, "code": 0}
+
+
+def test_real_lengths_fill_the_rows_and_nothing_waits_long() -> None:
+    """Captions 50 %, OCR 25 %, interleaved 15 %, tables 10 %, in rows of 4096 with 576 tokens per image."""
+    planner = Planner(realistic_tables(), realistic_settings())
+    fills: dict[str, list[float]] = {TEXT: [], MULTIMODAL: []}
+    oldest = 0
+    for _ in range(60):
+        plan = planner.next()
+        fills[plan.modality] += [pack.num_tokens / 4096 for pack in plan.packs]
+        waiting = [w for lane in planner.state().lanes for pool in lane.waiting.values() for w in pool]
+        oldest = max([oldest, *(w.age for w in waiting)])
+    assert np.mean(fills[MULTIMODAL]) >= 0.95  # seen: .963
+    assert np.mean(fills[TEXT]) >= 0.985  # seen: .998
+    assert oldest <= realistic_settings().max_carry_steps + 1
+
+
+def test_lanes_divide_the_global_batch() -> None:
+    assert [choose_lanes(256, size) for size in (2304, 256, 8, 12, 7)] == [256, 256, 8, 4, 1]
+    with pytest.raises(UserError, match=r"4 lanes do not divide the global batch of 6"):
+        Planner(small_tables(), plan_settings(global_batch_size=6))
+
+
+def test_ranks_own_whole_lanes() -> None:
+    assert [list(own_lanes(4, rank, 2)) for rank in (0, 1)] == [[0, 1], [2, 3]]
+    with pytest.raises(UserError, match=r"data-parallel size 3 .*4 lanes.* one of \[1, 2, 4\]"):
+        own_lanes(4, 0, 3)
+
+
+def test_a_source_without_shards_is_refused_by_field() -> None:
+    with pytest.raises(UserError, match=r"stage\.joint\.sources names maps, which data\.sources lacks"):
+        Planner(small_tables(), plan_settings(sources={"maps": 1.0}))
+    with pytest.raises(UserError, match=r"stage\.joint\.sources\.pages is -1"):
+        Planner(small_tables(), plan_settings(sources={"pages": -1.0}))
+
+
+def test_a_scheduled_modality_without_a_source_is_refused() -> None:
+    with pytest.raises(
+        UserError, match=r"asks for multimodal steps, but stage\.joint\.sources weighs no multi"
+    ):
+        Planner(small_tables(), plan_settings(sources={"docs": 1.0}))
+    with pytest.raises(UserError, match=r"asks for text steps, .* \['pages'\]"):
+        Planner(small_tables(), plan_settings(sources={"pages": 1.0, "docs": 0.0}))
