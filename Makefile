@@ -8,7 +8,8 @@ TORCH_INDEX_URL ?=
 PYTEST_ARGS ?=
 
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+# Byte code comes with the first import, for what is imported: it is a third of the installation's work.
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile -c constraints.txt
 ENVIRONMENT := .venv/.complete
 RUN := runs/quickstart
 GOAL := $(firstword $(MAKECMDGOALS))

@@ -32,7 +32,7 @@ STAMP_NAME = "build.json"
 TOKENIZER_NAME = "tokenizer.json"
 HELDOUT = "heldout/"  # folders of this prefix are not trained on
 SAMPLES_PER_SHARD = 250  # several shards per lane of a small run
-DRAFTS_PER_TASK = 16
+DRAFTS_PER_TASK = 8
 
 Report = Callable[[str], None]
 

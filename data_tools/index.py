@@ -39,6 +39,7 @@ def index_sources(config: DataConfig, console: Console) -> dict[str, IndexSummar
 def summary_table(summaries: Mapping[str, IndexSummary]) -> Table:
     """Counts per source."""
     table = Table("source", *("shards", "samples", "images", "unreadable images", "text tokens", "MB"))
+    table.columns[0].no_wrap = True
     for column in table.columns[1:]:
         column.justify = "right"
     for name, summary in summaries.items():

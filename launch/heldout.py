@@ -38,7 +38,12 @@ def evaluate_heldout(
         count = len(scores.sample_losses)
         rows.append(
             HeldoutLoss(
-                stage=name, step=step, global_step=global_step, source=source, loss=scores.loss, num_samples=count
+                stage=name,
+                step=step,
+                global_step=global_step,
+                source=source,
+                loss=scores.loss,
+                num_samples=count,
             )
         )
         if ends and sources.modality[source] == "multimodal":

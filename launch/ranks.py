@@ -19,10 +19,10 @@ from types import FrameType
 
 from torch.distributed import TCPStore
 
+from megatron_vl.device.processes import LAUNCHER_VARIABLE
 from megatron_vl.train.run_dir import LOCK_VARIABLE, RunDirectory
 
 HOST = "127.0.0.1"
-LAUNCHER_VARIABLE = "MEGATRON_VL_LAUNCHER"  # this process, for die_with_parent: ranks take a while to call it
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 POLL_SECONDS = 0.02
 GRACE_SECONDS = 5.0  # for the other ranks to report the loss of a peer, and again to obey SIGTERM
@@ -87,12 +87,12 @@ def start_local_ranks(
     threads_per_process: int | None = None,
     module: str = "launch.pretrain",
 ) -> int:
-    """Run `python -m <module> <argv>` as ranks 0 to num_processes - 1; return the exit status for the launcher.
+    """Run `python -m <module> <argv>` as ranks 0 to num_processes - 1; return the launcher's exit status.
 
     `run` must have been acquired; the ranks inherit its lock. `threads_per_process` (None: an equal share of
     the cores, unless OMP_NUM_THREADS says otherwise) goes to OpenMP. Returns 0 when all ranks end with 0 and
-    the run was not interrupted, 128 + the signal's number after a signal, else the first broken rank's status;
-    what that rank said is then the last thing on standard error.
+    the run was not interrupted, 128 + the signal's number after a signal, else the status of the rank that
+    broke first; what that rank said is then the last thing on standard error.
     """
     # The store lives here, as torchrun's does: its port is bound before any rank is told of it.
     store = TCPStore(HOST, 0, is_master=True, wait_for_workers=False, timeout=timedelta(minutes=5))

@@ -64,7 +64,7 @@ def check_disk(folder: Path, needed_gb: float, cuda_wheels_gb: float | None, tar
         return Finding("fail", "disk", f"{text}; {fix}")
     if cuda_wheels_gb is not None and free_gb < cuda_wheels_gb:
         fix = (
-            f"PyTorch with CUDA takes {cuda_wheels_gb:g} GB; without a GPU, stop here and take its CPU wheels: "
+            f"PyTorch with CUDA takes {cuda_wheels_gb:g} GB; without a GPU, stop and take its CPU wheels: "
             f"make {target} TORCH_INDEX_URL={CPU_WHEELS}"
         )
         return Finding("warn", "disk", f"{text}; {fix}")

@@ -9,6 +9,8 @@ from itertools import product
 
 import matplotlib
 import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 matplotlib.use("Agg")  # draws in memory, also where there is a desktop
@@ -130,9 +132,11 @@ def render_figure(code: str) -> bytes:
     with plt.style.context(["default", STYLE]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "FigureCanvasAgg is non-interactive")  # what plt.show says here
         exec(code, {})
-        pixels, file = io.BytesIO(), io.BytesIO()
-        plt.savefig(pixels, format="rgba")
+        canvas = plt.gcf().canvas
+        assert isinstance(canvas, FigureCanvasAgg)
+        canvas.draw()  # plt.savefig goes through the figure twice
+        pixels_HWC = np.asarray(canvas.buffer_rgba())[..., :3]
         plt.close("all")
-    size = (FIGURE_SIZE, FIGURE_SIZE)
-    Image.frombytes("RGBA", size, pixels.getbuffer()).convert("RGB").save(file, "PNG")
+    file = io.BytesIO()
+    Image.fromarray(pixels_HWC).save(file, "PNG")
     return file.getvalue()

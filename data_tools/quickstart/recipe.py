@@ -30,6 +30,7 @@ from data_tools.quickstart.photographs import installed_photographs
 from data_tools.quickstart.text import Document, Question, common_words, installation_documents, questions
 from data_tools.quickstart.tokenizer import train_tokenizer
 from data_tools.recipe import Part, Recipe, Record
+from megatron_vl.config.errors import UserError
 from megatron_vl.data.sample import IMAGE_MARK
 
 SEED = 2024
@@ -44,7 +45,7 @@ class Size:
     documents: int = 10_000
     questions: int = 2000
     pages: int = 3000
-    figures: int = 2200
+    figures: int = 2000
     heldout_documents: int = 100
     heldout_questions: int = 100
     heldout_pages: int = 200
@@ -63,10 +64,15 @@ def quickstart(size: Size | None = None) -> Recipe:
 
 
 def _parts(size: Size) -> list[Part]:
-    """Decide every sample, by SEED alone; nothing is rendered yet."""
+    """Decide every sample, by SEED alone; nothing is rendered yet. Raises UserError where text is lacking."""
     generator = random.Random(SEED)
     documents = [document for document in installation_documents() if IMAGE_MARK not in document.text]
     words = common_words((document.text for document in documents), NUM_WORDS, MAX_LETTERS)
+    if len(words) < NUM_WORDS:
+        raise UserError(
+            f"Python's library holds {len(documents)} documents with {len(words)} common words, {NUM_WORDS} "
+            "are needed: use a Python installed with the sources of its library"
+        )
     generator.shuffle(documents)
     heldout_documents = documents[: size.heldout_documents]
     documents = documents[size.heldout_documents :][: size.documents]

@@ -18,7 +18,6 @@ from megatron.core import dist_checkpointing, tensor_parallel
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.dist_checkpointing.serialization import get_default_save_sharded_strategy
 from megatron.core.dist_checkpointing.validation import StrictHandling
-
 from megatron.core.optimizer import MegatronOptimizer
 
 from megatron_vl.checkpoint.state import ASIDE, STATE_FILE, RunState, read_state, whole_checkpoints

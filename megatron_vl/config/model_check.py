@@ -45,12 +45,12 @@ def check_model(model: ModelConfig) -> None:
     if vision.sam is not None:
         _check_sam(vision.sam)
     _require_positive(vision, ("max_images_per_forward",), "model.vision")
-    check_adaptor(vision.adaptor, len(towers(vision)), model.language.hidden_size)
+    check_adaptor(vision.adaptor, len(towers(vision)))
     tokens_per_image(model)
 
 
-def check_adaptor(adaptor: AdaptorConfig, num_towers: int, hidden_size: int) -> None:
-    """Raise UserError unless the adaptor exists and fits the towers and the decoder's `hidden_size`."""
+def check_adaptor(adaptor: AdaptorConfig, num_towers: int) -> None:
+    """Raise UserError unless there is such an adaptor and it takes this number of towers."""
     kinds = ", ".join(f"{kind} (towers: {number})" for kind, number in ADAPTOR_TOWERS.items())
     if ADAPTOR_TOWERS.get(adaptor.kind) != num_towers:
         raise UserError(
@@ -58,11 +58,6 @@ def check_adaptor(adaptor: AdaptorConfig, num_towers: int, hidden_size: int) -> 
             f"valid: {kinds}"
         )
     _require_positive(adaptor, ("depth",), "model.vision.adaptor")
-    if hidden_size % num_towers:
-        raise UserError(
-            f"model.language.hidden_size={hidden_size} must be divisible by {num_towers}: "
-            f"model.vision.adaptor.kind={adaptor.kind} gives each tower an equal share of it"
-        )
 
 
 def towers(vision: VisionConfig) -> dict[str, SiglipConfig | SamConfig]:

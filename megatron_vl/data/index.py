@@ -147,7 +147,7 @@ class SourceIndex:
         raise UserError(
             f"image {image - int(self.image_starts[row])} of sample {location.key!r} in {location.shard} has "
             f"{width} x {height} = {num_pixels[image]} pixels; data.max_image_pixels is {max_pixels}. "
-            f"Raise it, or shrink the {int((num_pixels > max_pixels).sum())} images of this source that are too large"
+            f"Raise it, or shrink the {int((num_pixels > max_pixels).sum())} images of {self.name} beyond it"
         )
 
 

@@ -90,7 +90,8 @@ def check_resumable(saved: Fingerprint, current: Fingerprint) -> None:
     ]
     if changes:
         raise UserError(
-            f"this run cannot resume the saved one: {'; '.join(changes)}. Restore them, or start anew in another run.dir"
+            f"this run cannot resume the saved one: {'; '.join(changes)}. Restore them, or start anew"
+            " in another run.dir"
         )
 
 

@@ -1,6 +1,7 @@
 """The values that rooms exchange about data. Shapes: N images, C 3, H W pixels, S tokens of a microbatch."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -75,7 +76,7 @@ class Microbatch:
         """The same microbatch with its tensors on `device` (itself where they are there already)."""
         if self.cu_seqlens.device == device:
             return self
-        moved = {
+        moved: dict[str, Any] = {
             name: value.to(device, non_blocking=True)
             for name, value in vars(self).items()
             if isinstance(value, torch.Tensor)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from megatron_vl.config.errors import UserError
 
+LAUNCHER_VARIABLE = "MEGATRON_VL_LAUNCHER"  # the local launcher's pid, for die_with_parent
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 

@@ -23,7 +23,7 @@ from megatron_vl.data.plan_state import PlanState
 from megatron_vl.data.types import TEXT, Microbatch, Pack, StepPlan, Unit
 from megatron_vl.parallel.gradients import parameters_at_rest
 from megatron_vl.parallel.groups import Groups
-from megatron_vl.parallel.pipeline import run_forward, share_failures
+from megatron_vl.parallel.pipeline import agree_on_plan, run_forward
 
 ROWS_AT_ONCE = 8
 
@@ -126,7 +126,7 @@ class Scorer:
         planner = _FixedPlan(packs, rows_at_once, pipeline_size)
         with Loader(planner, {index.name: index}, self.content, rule, role, prefetch_steps=1) as loader:
             for loaded in islice(loader, planner.num_steps):
-                failed = share_failures(loaded.microbatches, self.groups)
+                failed = agree_on_plan(loaded.microbatches, loaded.plan.digest, self.groups)
                 batches = [mask_failed(*pair) for pair in zip(loaded.microbatches, failed, strict=True)]
                 yield from zip(batches, run_forward(self.chunks, batches, self.groups), strict=False)
 

@@ -12,7 +12,9 @@ from megatron_vl.data.sample import IMAGE_MARK, parse_sample
 from megatron_vl.data.shards import ShardReader
 
 
-def heldout_samples(indexes: list[SourceIndex], content: ContentRule, per_source: int = 3) -> list[dict[str, str]]:
+def heldout_samples(
+    indexes: list[SourceIndex], content: ContentRule, per_source: int = 3
+) -> list[dict[str, str]]:
     """The first image samples of each source: source, prompt, target, and the image as the model sees it (PNG)."""
     reader = ShardReader()
     return [

@@ -58,7 +58,7 @@ def build_adaptor(adaptor: AdaptorConfig, tower_widths: Sequence[int], hidden_si
     Raises:
         UserError: no such kind, or it does not take this number of towers.
     """
-    check_adaptor(adaptor, len(tower_widths), hidden_size)
+    check_adaptor(adaptor, len(tower_widths))
     return ADAPTORS[adaptor.kind](tower_widths, hidden_size, adaptor.depth)
 
 

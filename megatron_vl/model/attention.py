@@ -40,9 +40,7 @@ class PackedAttention(MegatronModule):
         if packed_seq_params is None or attention_bias is not None or attention_mask is not None:
             raise ValueError("PackedAttention takes packed rows (packed_seq_params) without mask or bias")
         lengths = packed_seq_params.cu_seqlens_q.diff().tolist()
-        segments = zip(
-            q_TAD.split(lengths), k_TAD.split(lengths), v_TAD.split(lengths), strict=True
-        )
+        segments = zip(q_TAD.split(lengths), k_TAD.split(lengths), v_TAD.split(lengths), strict=True)
         return torch.cat([self._segment(q, k, v) for q, k, v in segments]).flatten(1)
 
     def _segment(self, q_SAD: Tensor, k_SAD: Tensor, v_SAD: Tensor) -> Tensor:
@@ -56,7 +54,9 @@ class PackedAttention(MegatronModule):
 class RMSNorm(nn.RMSNorm):
     """torch's RMSNorm, marked for megatron-core's reduction of norm gradients under sequence parallelism."""
 
-    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float, **_spec_arguments: Any) -> None:
+    def __init__(
+        self, config: TransformerConfig, hidden_size: int, eps: float, **_spec_arguments: Any
+    ) -> None:
         device = torch.device("meta") if config.init_model_with_meta_device else None
         super().__init__(hidden_size, eps, dtype=config.params_dtype, device=device)
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]

@@ -90,7 +90,7 @@ class Decoder(MegatronModule):
     def token_losses(self, hidden_SBH: Tensor, labels_BS: Tensor) -> Tensor:
         """Cross-entropy of every position, [B, S] in fp32. Only on the last chunk."""
         logits_SBV, _ = self.head(hidden_SBH)
-        losses_SB = tensor_parallel.vocab_parallel_cross_entropy(
+        losses_SB: Tensor = tensor_parallel.vocab_parallel_cross_entropy(
             logits_SBV.float(), labels_BS.transpose(0, 1).contiguous()
         )
         return losses_SB.transpose(0, 1)
@@ -98,7 +98,10 @@ class Decoder(MegatronModule):
     def logits(self, hidden_SBH: Tensor) -> Tensor:
         """Logits over the whole vocabulary, [S, B, V], on every tensor-parallel rank. Only on the last chunk."""
         logits_SBV, _ = self.head(hidden_SBH)
-        return tensor_parallel.gather_from_tensor_model_parallel_region(logits_SBV, group=self.groups.tp)
+        whole_SBV: Tensor = tensor_parallel.gather_from_tensor_model_parallel_region(
+            logits_SBV, group=self.groups.tp
+        )
+        return whole_SBV
 
 
 def _block_spec(

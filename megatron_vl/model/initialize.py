@@ -58,9 +58,7 @@ def global_names(chunk: VisionLanguageModel) -> dict[str, str]:
 
 
 @torch.no_grad()
-def _fill(
-    parameter: Tensor, std: float, source: torch.Generator, tensor_rank: int, tensor_size: int
-) -> None:
+def _fill(parameter: Tensor, std: float, source: torch.Generator, tensor_rank: int, tensor_size: int) -> None:
     """Draw the whole tensor and copy this rank's slice (gate and up halves apart where they are fused)."""
     if not getattr(parameter, "tensor_model_parallel", False) or tensor_size == 1:
         parameter.copy_(torch.randn(parameter.shape, generator=source) * std)

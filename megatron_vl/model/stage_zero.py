@@ -91,7 +91,7 @@ class _Touch(torch.autograd.Function):
         return hidden.view_as(hidden)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
         zeros = (torch.zeros((), dtype=t, device=d).expand(shape) for shape, t, d in ctx.like)
         return gradient, *zeros
 
@@ -100,5 +100,5 @@ def touch(hidden: Tensor, parameters: Sequence[Tensor]) -> Tensor:
     """`hidden`, with every one of `parameters` in its graph at a gradient of zero."""
     if not parameters:
         return hidden
-    out: Tensor = _Touch.apply(hidden, *parameters)
+    out: Tensor = _Touch.apply(hidden, *parameters)  # type: ignore[no-untyped-call]
     return out

@@ -68,6 +68,7 @@ def transformer_config(
         recompute_granularity=None if recompute.language == "none" else recompute.language,
         recompute_method="uniform" if full else None,
         recompute_num_layers=1 if full else None,
+        cuda_graph_scope=[],  # none; its default warns
         hetereogenous_dist_checkpoint=True,  # one checkpoint entry per layer, whatever the layout
     )
 

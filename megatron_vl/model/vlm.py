@@ -75,13 +75,14 @@ class VisionLanguageModel(MegatronModule):
             Losses of all positions [B, S] on the last chunk (logits [S, B, V] where `labels_BS` is None),
             hidden_SBH elsewhere.
         """
-        hidden_SBH = self.stage_zero(tokens_BS, images_NCHW) if self.pre_process else None
-        hidden_SBH = self.language(hidden_SBH, pack_parameters(cu_seqlens, max_seqlen))
+        embedded_SBH = self.stage_zero(tokens_BS, images_NCHW) if self.pre_process else None
+        hidden_SBH: Tensor = self.language(embedded_SBH, pack_parameters(cu_seqlens, max_seqlen))
         if not self.post_process:
             return hidden_SBH
-        if labels_BS is None:
-            return self.language.logits(hidden_SBH)
-        return self.language.token_losses(hidden_SBH, labels_BS)
+        language = self.language
+        return (
+            language.logits(hidden_SBH) if labels_BS is None else language.token_losses(hidden_SBH, labels_BS)
+        )
 
 
 def model_part(name: str) -> str:

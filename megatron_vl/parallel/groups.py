@@ -59,7 +59,8 @@ def _control_group(topology: Topology) -> dist.ProcessGroup:
     dist.all_gather_object(everyone, mine)
     replicas = dict.fromkeys(map(tuple, everyone))
     groups = {ranks: dist.new_group(list(ranks), backend="gloo") for ranks in replicas}
-    return groups[tuple(mine)]
+    group: dist.ProcessGroup = groups[tuple(mine)]
+    return group
 
 
 def destroy_groups() -> None:

@@ -100,15 +100,27 @@ def _keep_output(microbatch: Microbatch, output: Tensor) -> tuple[Tensor, dict[s
     return output.new_zeros(()), {"output": output.detach()}
 
 
-def share_failures(microbatches: list[Microbatch], groups: Groups) -> list[tuple[int, ...]]:
-    """Tell all stages of a replica which units the first stage could not decode, per microbatch.
+def agree_on_plan(microbatches: list[Microbatch], digest: int, groups: Groups) -> list[tuple[int, ...]]:
+    """Check that all stages of a replica are about to train on the same plan, and tell them which units the first
+    stage could not decode, per microbatch.
 
-    A host-side message over the control group: 8 bytes a unit.
+    One host-side message over the control group, 8 bytes a unit. `digest` has 63 bits.
+
+    Raises:
+        RuntimeError: another rank of the replica has planned another step.
     """
     if groups.topology.model_size == 1:
         return [microbatch.failed_units for microbatch in microbatches]
-    flags = torch.zeros(len(microbatches), max(len(m.units) for m in microbatches), dtype=torch.uint8)
-    for row, microbatch in enumerate(microbatches):
-        flags[row, list(microbatch.failed_units)] = 1
-    dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=groups.control)
-    return [tuple(row.nonzero().flatten().tolist()) for row in flags]
+    most_units = max(len(microbatch.units) for microbatch in microbatches)
+    message = torch.zeros(2 + len(microbatches) * most_units, dtype=torch.int64)
+    message[0], message[1] = digest, -digest
+    failed = message[2:].view(len(microbatches), most_units)
+    for row, microbatch in zip(failed, microbatches, strict=True):
+        row[list(microbatch.failed_units)] = 1
+    dist.all_reduce(message, op=dist.ReduceOp.MAX, group=groups.control)
+    if message[0] != -message[1]:
+        raise RuntimeError(
+            f"ranks of one replica planned different steps: digests {-int(message[1])} to {int(message[0])}, here "
+            f"{digest}; they must run the same code on the same index"
+        )
+    return [tuple(row.nonzero().flatten().tolist()) for row in failed]

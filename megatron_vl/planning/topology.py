@@ -59,7 +59,9 @@ def check_tensor_size(language: LanguageConfig, tensor_size: int, sequence_paral
                 f"valid here: {_divisors(language)}"
             )
     if sequence_parallel and tensor_size == 1:
-        raise UserError("parallel.sequence_parallel=true needs parallel.tensor_size of at least 2, which is 1")
+        raise UserError(
+            "parallel.sequence_parallel=true needs parallel.tensor_size of at least 2, which is 1"
+        )
 
 
 def _divisors(language: LanguageConfig) -> str:

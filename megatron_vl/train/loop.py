@@ -15,7 +15,7 @@ from megatron_vl.data.loader import LoadedStep
 from megatron_vl.data.types import Microbatch
 from megatron_vl.device.machine import Device
 from megatron_vl.parallel.gradients import parameters_at_rest
-from megatron_vl.parallel.pipeline import share_failures
+from megatron_vl.parallel.pipeline import agree_on_plan
 from megatron_vl.parallel.timeline import Timeline, bubble_fraction
 from megatron_vl.train.metrics import HeldoutLoss, ImageUse, StepMetrics
 from megatron_vl.train.recorder import Recorder
@@ -86,16 +86,16 @@ def train_stage(stage: Stage, run: Run) -> str:
 
 def _train(stage: Stage, loaded: LoadedStep, run: Run) -> StepResult:
     model, step = stage.model, loaded.plan.step
-    microbatches = _agree_on_failures(loaded.microbatches, stage)
+    microbatches = _agree(loaded, stage)
     model.optimizer.set_learning_rate(stage.schedule.at(step))
     max_norm = run.config.train.gradient_clip
     return train_step(model.chunks, model.optimizer, microbatches, model.groups, max_norm, bool(run.stop))
 
 
-def _agree_on_failures(microbatches: list[Microbatch], stage: Stage) -> list[Microbatch]:
+def _agree(loaded: LoadedStep, stage: Stage) -> list[Microbatch]:
     """The last pipeline stage masks what the first could not decode."""
-    failed = share_failures(microbatches, stage.model.groups)
-    return [mask_failed(*pair) if pair[1] else pair[0] for pair in zip(microbatches, failed, strict=True)]
+    failed = agree_on_plan(loaded.microbatches, loaded.plan.digest, stage.model.groups)
+    return [mask_failed(*pair) for pair in zip(loaded.microbatches, failed, strict=True)]
 
 
 def _record(stage: Stage, run: Run, loaded: LoadedStep, result: StepResult) -> None:

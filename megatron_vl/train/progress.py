@@ -21,7 +21,7 @@ class TrainingProgress:
     """Shows stage, step, modality, loss, tokens per second and the time left of the stage.
 
     `stages` are (name, number of steps), in order. Use as a context manager; ranks that stay silent pass
-    enabled=False. Call `begin_stage` at each stage (a resumed run: from its own on), `update` after each step.
+    enabled=False. Call `begin_stage` at each stage (when resumed: its own first), `update` after each step.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ LOCK_VARIABLE = "MEGATRON_VL_RUN_LOCK"  # set by the local launcher: the file de
 
 @dataclass(frozen=True)
 class RunStatus:
-    """What a run last said of itself: `stopped` at train.stop_at and `interrupted` by a signal left a checkpoint.
+    """What a run last said of itself: `stopped` is by train.stop_at, `interrupted` by a signal.
 
     `step` counts from 1 within the stage. Raises ValueError for a state that is not in RUN_STATES.
     """
@@ -39,7 +39,7 @@ class RunDirectory:
     """The layout of one run and the right to write there.
 
     The lock is flock(2) on `.lock`. It belongs to the open file, so ranks that inherit the descriptor hold it
-    with their launcher, and it falls only when the last of them is gone: no second writer beside a dying rank.
+    with their launcher, and it falls when the last of them is gone: no second writer beside a dying rank.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -62,7 +62,7 @@ class RunDirectory:
         """Become the run's one writer, waiting up to `wait_seconds` for another one that is ending.
 
         A rank started by the local launcher takes part in the lock that the launcher already holds.
-        Raises UserError naming the holder when the wait was in vain; or where files cannot be written or locked.
+        Raises UserError: the wait was in vain (names the holder), or files cannot be written or locked.
         """
         if self._descriptor is not None:
             return

@@ -98,8 +98,9 @@ def _with_train_overrides(config: PretrainConfig, name: str) -> StageConfig:
         "global_batch_size": train.global_batch_size,
         "micro_batch_size": train.micro_batch_size,
     }
-    given = {field: value for field, value in overrides.items() if value is not None}
-    return replace(getattr(config.stage, name), **given)
+    given: dict[str, Any] = {field: value for field, value in overrides.items() if value is not None}
+    stage: StageConfig = getattr(config.stage, name)
+    return replace(stage, **given)
 
 
 def _check_choices(config: PretrainConfig) -> None:

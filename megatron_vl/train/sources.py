@@ -9,12 +9,12 @@ from megatron_vl.config.data import DataConfig
 from megatron_vl.config.errors import UserError
 from megatron_vl.config.model import ModelConfig
 from megatron_vl.config.model_check import image_size, largest_tower, tokens_per_image
+from megatron_vl.data.batch import RowRule
 from megatron_vl.data.deal import SourceTable
 from megatron_vl.data.images import ImageRule, ImageTokens
 from megatron_vl.data.index import SourceIndex
 from megatron_vl.data.loader import ContentRule, Loader, Role
 from megatron_vl.data.plan import Planner, PlanSettings, choose_lanes
-from megatron_vl.data.batch import RowRule
 from megatron_vl.data.text import TextRule
 from megatron_vl.train.settings import StageSettings
 

@@ -4,6 +4,7 @@ import faulthandler
 import multiprocessing
 import os
 import pickle
+import sys
 import tempfile
 import time
 import traceback
@@ -77,7 +78,8 @@ def _await_all(ranks: list[BaseProcess], folder: Path, timeout_seconds: float) -
             )
         for sentinel in ended:
             running.pop(sentinel).join()  # type: ignore[arg-type]
-        pass
+        if any(process.exitcode for process in ranks):
+            _raise_first_failure(ranks, folder)
 
 
 def _stack(path: Path) -> str:
@@ -113,14 +115,14 @@ def _rank_main(
         dist.destroy_process_group()
     except BaseException as error:
         _leave_error(error, rank, world_size, folder)
+        sys.stdout.flush()
         os._exit(1)  # without waiting for threads that wait for this rank
 
 
 def _leave_error(error: BaseException, rank: int, world_size: int, folder: Path) -> None:
     note = f"raised by rank {rank} of {world_size}:\n{traceback.format_exc()}"
     try:
-        content = pickle.dumps(error)
-        pickle.loads(content)
+        pickle.loads(pickle.dumps(error))
     except Exception:  # some exceptions cannot be pickled, or one way only
         error = RuntimeError(f"{type(error).__name__}: {error}")
     error.add_note(note)

@@ -88,7 +88,9 @@ def build(case: Case) -> tuple[list[Any], Optimizer, Groups]:
                 torch.nn.init.constant_(parameter, 0.5)
         freeze(chunk, list(case.train))
     wrapped = distribute(chunks, config, case.parallel, groups)
-    optimizer = build_optimizer(wrapped, TrainConfig(precision=case.precision), case.parallel, 0.3, groups.device)
+    optimizer = build_optimizer(
+        wrapped, TrainConfig(precision=case.precision), case.parallel, 0.3, groups.device
+    )
     return wrapped, optimizer, groups
 
 

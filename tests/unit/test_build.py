@@ -140,17 +140,22 @@ def test_one_process_builds_what_two_do_after_interruptions(
             raise KeyboardInterrupt
         write(writer, key, *rest)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    def stop(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
         patch.setattr(builder.ShardWriter, "write", stop_at_page_40)
-        build(SMALL, config_for(root), num_processes=1, report=messages.append)
+        with pytest.raises(KeyboardInterrupt):
+            build(SMALL, config_for(root), num_processes=1, report=messages.append)
     assert not root.exists()
     aside = root.with_name("data.unfinished")
     finished = (aside / "text" / "shard-000001.tar").stat().st_ino
     assert not (aside / "pages").exists()
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(builder, "_index", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
-        build(SMALL, config_for(root), num_processes=1, report=messages.append)
+    with monkeypatch.context() as patch:
+        patch.setattr(builder, "build_index", stop)
+        with pytest.raises(KeyboardInterrupt):
+            build(SMALL, config_for(root), num_processes=1, report=messages.append)
     assert not root.exists()
 
     assert build(SMALL, config_for(root), num_processes=1, report=messages.append)

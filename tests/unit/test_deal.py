@@ -40,7 +40,7 @@ def lane_epoch(deal: SourceDeal, lane: int, epoch: int) -> list[Unit]:
 
 @st.composite
 def deals(draw: st.DrawFn) -> SourceDeal:
-    """Sources with short samples, long documents, samples that fit no row, and shards of any size, even empty."""
+    """Sources of short and long documents, samples that fit no row, and shards of any size, even empty."""
     num_samples = draw(st.integers(1, 60))
     tokens = draw(st.lists(st.integers(0, 4 * ROW), min_size=num_samples, max_size=num_samples))
     images = draw(st.lists(st.integers(0, CAP + 1), min_size=num_samples, max_size=num_samples))

@@ -69,8 +69,8 @@ def make_vision(max_images: int = 8, recompute: bool = False) -> Vision:
     return vision
 
 
-@pytest.fixture(scope="module")
-def images_NCHW() -> Tensor:
+@pytest.fixture(scope="module", name="images_NCHW")
+def random_images() -> Tensor:
     generator = torch.Generator().manual_seed(3)
     return torch.randint(0, 256, (5, 3, 80, 80), dtype=torch.uint8, generator=generator)
 

@@ -116,7 +116,7 @@ def test_what_cannot_be_decoded_is_an_error_that_names_the_sample(data: bytes) -
 
 
 @given(file_format=st.sampled_from(["PNG", "JPEG", "WEBP"]), cut=st.integers(0, 300), data=st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_whatever_bytes_come_only_sample_errors_come_out(
     file_format: str, cut: int, data: st.DataObject
 ) -> None:

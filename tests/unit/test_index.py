@@ -153,7 +153,7 @@ def test_a_shard_truncated_anywhere_is_refused(shard: Path, rule: TextRule) -> N
 
 
 @given(data=st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_damaged_shard_is_refused_or_all_its_samples_are_there(
     tmp_path_factory: pytest.TempPathFactory, rule: TextRule, data: st.DataObject
 ) -> None:

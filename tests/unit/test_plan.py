@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from megatron_vl.config.errors import UserError
 from megatron_vl.data.plan import Planner, PlanSettings, choose_lanes, own_lanes, plan_digest
-from megatron_vl.data.types import MULTIMODAL, TEXT, StepPlan
+from megatron_vl.data.types import MULTIMODAL, TEXT
 from tests.support.plans import (
     CAP,
     LANES,
@@ -29,7 +29,7 @@ from tests.support.plans import (
 )
 
 
-@hypothesis_settings(max_examples=25, deadline=None)
+@hypothesis_settings(max_examples=25)
 @given(settings=SETTINGS)
 def test_packs_fit_their_rows_and_are_of_the_steps_modality(settings: PlanSettings) -> None:
     [planner] = planners(settings, 1)
@@ -43,7 +43,7 @@ def test_packs_fit_their_rows_and_are_of_the_steps_modality(settings: PlanSettin
             assert settings.packing or len(pack.units) == 1
 
 
-@hypothesis_settings(max_examples=25, deadline=None)
+@hypothesis_settings(max_examples=25)
 @given(settings=SETTINGS)
 def test_global_batch_does_not_depend_on_the_data_parallel_size(settings: PlanSettings) -> None:
     groups = [planners(settings, dp_size) for dp_size in (1, 2, 4)]
@@ -52,7 +52,7 @@ def test_global_batch_does_not_depend_on_the_data_parallel_size(settings: PlanSe
         assert one == two == four
 
 
-@hypothesis_settings(max_examples=25, deadline=None)
+@hypothesis_settings(max_examples=25)
 @given(settings=SETTINGS, lanes=st.sampled_from([1, LANES]))
 def test_no_sample_is_lost_or_repeated_within_an_epoch(settings: PlanSettings, lanes: int) -> None:
     """What was emitted and what is carried make up whole epochs and the begun one's part: exactly for one lane,
@@ -110,11 +110,14 @@ def test_samples_follow_the_weights_in_every_lane_and_step() -> None:
 
 
 def test_seeds_and_stages_give_different_plans() -> None:
-    def first(**changes: object) -> StepPlan:
-        return Planner(small_tables(), plan_settings(**changes)).next()
+    """With one lane and one source, all that can differ is the shuffle."""
+    one = {"lanes": 1, "sources": {"docs": 1.0}, "text_ratio": 1.0}
 
-    assert first().digest == first().digest
-    assert len({first().digest, first(seed=1).digest, first(stage="sft").digest}) == 3
+    def first(**changes: object) -> int:
+        return Planner(small_tables(), plan_settings(**one, **changes)).next().digest
+
+    assert first() == first()
+    assert len({first(), first(seed=1), first(stage="sft")}) == 3
 
 
 def test_digest_tells_modality_units_and_their_order() -> None:

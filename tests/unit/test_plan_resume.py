@@ -14,7 +14,7 @@ from megatron_vl.data.plan_state import PlanState, check_resumable, merge_states
 from tests.support.plans import SETTINGS, plan_settings, planners, small_tables, step_packs, through_json
 
 
-@hypothesis_settings(max_examples=25, deadline=None)
+@hypothesis_settings(max_examples=25)
 @given(settings=SETTINGS, saved_at=st.integers(0, 30), before=st.sampled_from([1, 2, 4]), data=st.data())
 def test_resume_continues_the_identical_plan_at_any_data_parallel_size(
     settings: PlanSettings, saved_at: int, before: int, data: st.DataObject

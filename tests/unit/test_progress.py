@@ -34,13 +34,13 @@ def test_a_log_gets_few_whole_lines() -> None:
             progress.update(row("adaptor", step))
         progress.begin_stage("joint", done=6)
         progress.update(row("joint", 7))
-        progress.say("checkpoint [7] saved")
+        progress.say("checkpoint [bold] saved")
     lines = shown(screen).splitlines()
     assert lines[0] == "stage adaptor: 4 steps"
     assert lines[1].startswith("adaptor 1/4 · multimodal loss 2.5000 · 4,096 tokens/s · 0:00:0")
     assert lines[2].startswith("adaptor 4/4 ")
     assert lines[3] == "stage joint: 10 steps, 6 of them done"
-    assert lines[4:] == ["checkpoint [7] saved"]
+    assert lines[4:] == ["checkpoint [bold] saved"]
 
 
 @pytest.mark.parametrize(("width", "both"), [(140, True), (80, False)])

@@ -22,14 +22,13 @@ from megatron_vl.model.relative_attention import folded_attention, relative_atte
 
 def explicit_attention(q: Tensor, k: Tensor, v: Tensor, row: Tensor, column: Tensor) -> Tensor:
     """Every score by itself: q·k/sqrt(D) + q·row[h, h'] + q·column[w, w'] with h, w the query's place."""
-    height, width = len(row), len(column)
+    width = len(column)
     scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
-    bias = torch.zeros_like(scores)
-    for query in range(height * width):
-        for key in range(height * width):
-            vector = row[query // width, key // width] + column[query % width, key % width]
-            bias[..., query, key] = q[..., query, :] @ vector
-    return (scores + bias).softmax(-1) @ v
+    biases = []
+    for query in range(q.shape[2]):
+        vector_HWD = row[query // width][:, None] + column[query % width][None, :]
+        biases.append(q[..., query, :] @ vector_HWD.flatten(0, 1).T)
+    return (scores + torch.stack(biases, dim=-2)).softmax(-1) @ v
 
 
 def make_inputs(

@@ -57,8 +57,8 @@ def encoder(reference: nn.Module) -> SamEncoder:
     return encoder
 
 
-@pytest.fixture
-def image_NCHW() -> torch.Tensor:
+@pytest.fixture(name="image_NCHW")
+def random_images() -> torch.Tensor:
     return torch.randn(2, 3, 40, 40, generator=torch.Generator().manual_seed(1))
 
 

@@ -24,7 +24,7 @@ KEYS = st.lists(
 
 
 @given(keys=KEYS, max_samples=st.integers(1, 3), images=st.lists(st.binary(max_size=1500), max_size=12))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_samples_come_back_as_they_went_in(
     tmp_path_factory: pytest.TempPathFactory, keys: list[str], max_samples: int, images: list[bytes]
 ) -> None:

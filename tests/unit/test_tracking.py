@@ -10,9 +10,10 @@ from megatron_vl.train.tracking import open_tracker
 
 def test_disabled_tracking_imports_nothing() -> None:
     code = (
-        "import sys; from megatron_vl.train.run_dir import RunDirectory; from megatron_vl.train import tracking\n"
-        "tracker = tracking.open_tracker('disabled', 'p', RunDirectory('nowhere'), {}); tracker.log({}, 1)\n"
-        "tracker.finish(); sys.exit('wandb' in sys.modules)"
+        "import sys; from megatron_vl.train.tracking import open_tracker\n"
+        "from megatron_vl.train.run_dir import RunDirectory\n"
+        "tracker = open_tracker('disabled', 'p', RunDirectory('nowhere'), {})\n"
+        "tracker.log({}, 1); tracker.finish(); sys.exit('wandb' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

@@ -1,4 +1,4 @@
-"""The report's figures as inline SVG; their colours are the page's CSS variables, and so follow light and dark."""
+"""The report's figures as inline SVG, coloured by the page's CSS variables to follow light and dark."""
 
 import io
 import re
@@ -160,9 +160,9 @@ def _draw_by_modality(axes: Axes, metrics: Sequence[Row], spans: Sequence[Span],
         label = modality
         for span in spans:
             steps, values = _series(metrics, span.stage, modality, field)
-            colour = VARIABLES[modality]
-            axes.plot(*_thin(steps, values), ".", markersize=2.5, color=colour, alpha=0.3)
-            axes.plot(*_thin(steps, _running_median(values)), color=colour, label=label)
+            colour, size = VARIABLES[modality], 2.5 if len(steps) > 50 else 5
+            axes.plot(*_thin(steps, values), ".", markersize=size, color=colour, alpha=0.35)
+            axes.plot(*_running_median(steps, values), color=colour, label=label)
             label = f"_{modality}"  # once in the legend
     _steps_axis(axes, spans)
 
@@ -173,15 +173,20 @@ def _series(metrics: Sequence[Row], stage: str, modality: str, field: str) -> tu
     return [row["global_step"] for row in rows], [row[field] for row in rows]
 
 
-def _running_median(values: Sequence[float]) -> list[float]:
-    """Over a twentieth of the values, centred; at the ends over what is there."""
-    half = len(values) // 40
-    return [float(np.median(values[max(0, at - half) : at + half + 1])) for at in range(len(values))]
-
-
 def _thin(steps: Sequence[int], values: Sequence[float]) -> tuple[Sequence[int], Sequence[float]]:
-    stride = -(-len(steps) // MAX_POINTS) or 1
+    stride = _stride(len(steps))
     return steps[::stride], values[::stride]
+
+
+def _running_median(steps: Sequence[int], values: Sequence[float]) -> tuple[Sequence[int], list[float]]:
+    """Over a twentieth of the values, centred (at the ends over what is there), and thinned."""
+    half, stride = len(values) // 40, _stride(len(values))
+    windows = (values[max(0, at - half) : at + half + 1] for at in range(0, len(values), stride))
+    return steps[::stride], [float(np.median(window)) for window in windows]
+
+
+def _stride(length: int) -> int:
+    return -(-length // MAX_POINTS) or 1
 
 
 def _steps_axis(axes: Axes, spans: Sequence[Span]) -> None:
@@ -224,7 +229,8 @@ def _svg(name: str, draw: Callable[[Axes], None], height: float) -> str:
         axes = figure.add_subplot()
         draw(axes)
         file = io.StringIO()
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(file, format="svg", transparent=True, metadata=nothing)
     text = file.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r'^(<svg[^>]*?) width="[^"]*"', r"\1", text)

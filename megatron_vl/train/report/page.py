@@ -41,6 +41,7 @@ def write_report(run: RunDirectory) -> Path:
     environment = Environment(loader=PackageLoader(PACKAGE, "."), autoescape=True, undefined=StrictUndefined)
     environment.filters |= {
         "count": _count,
+        "difference": _difference,
         "duration": _duration,
         "figures": _figures,
         "percent": _percent,
@@ -124,6 +125,10 @@ def _figures(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:.3f}" if abs(value) >= 0.01 or value == 0 else f"{value:.2g}"
+
+
+def _difference(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
 
 
 def _percent(value: float) -> str:
