@@ -134,8 +134,8 @@ def render_figure(code: str) -> bytes:
         exec(code, {})
         canvas = plt.gcf().canvas
         assert isinstance(canvas, FigureCanvasAgg)
-        canvas.draw()  # plt.savefig goes through the figure twice
-        pixels_HWC = np.asarray(canvas.buffer_rgba())[..., :3]
+        canvas.draw()  # type: ignore[no-untyped-call] # plt.savefig would go through the figure twice
+        pixels_HWC = np.asarray(canvas.buffer_rgba())[..., :3]  # type: ignore[no-untyped-call]
         plt.close("all")
     file = io.BytesIO()
     Image.fromarray(pixels_HWC).save(file, "PNG")

@@ -1,10 +1,10 @@
 """Deals the units of one source to lanes, epoch by epoch.
 
-shards ── cut ──> chunks ── shuffled per epoch, dealt in turn ──> lane's chunks ── shuffled in windows ──> units
+shards ─ cut ─> chunks ─ shuffled per epoch, dealt in turn ─> lane's chunks ─ shuffled in windows ─> units
 
-A chunk is a shard, or a range of one where shards are too few to give every lane a window of them. A unit is a
-sample, or one row-long piece of a document longer than a row. Only the windows that lanes stand in are held, as
-arrays; everything else follows from the key, the lane, the epoch and the position.
+A chunk is a shard, or a range of one where shards are too few to give every lane a window of them. A unit
+is a sample, or one row-long piece of a document longer than a row. Only the windows that lanes stand in are
+held, as arrays; everything else follows from the key, the lane, the epoch and the position.
 """
 
 from dataclasses import dataclass
@@ -65,7 +65,7 @@ class SourceDeal:
     """The units of `table` that fit a row, in each lane's order.
 
     Samples with images that are longer than a row or hold more images than one are left out and counted
-    (`num_left_out`), as are samples without a position. Raises UserError where fewer samples than lanes remain.
+    (`num_left_out`), as are samples without a position. Raises UserError where fewer are left than lanes.
     """
 
     def __init__(self, table: SourceTable, settings: DealSettings) -> None:
@@ -106,17 +106,18 @@ class SourceDeal:
         )
 
     def _check_enough(self) -> None:
-        name, lanes, row = self.table.name, self.settings.lanes, self.settings.sequence_length
+        name, lanes = self.table.name, self.settings.lanes
+        row, cap = self.settings.sequence_length, self.settings.max_images_per_pack
         found = (
-            f"data.sources.{name}: of {len(self.table.num_tokens)} samples, {len(self._kept)} fit a row of {row} "
-            f"tokens (sequence_length) and {self.settings.max_images_per_pack} images (data.max_images_per_pack)"
+            f"data.sources.{name}: of {len(self.table.num_tokens)} samples, {len(self._kept)} fit a row of "
+            f"{row} tokens (sequence_length) and {cap} images (data.max_images_per_pack)"
         )
         if len(self._kept) == 0:
             raise UserError(f"{found}; lengthen the row, raise the cap, or leave the source out")
         if len(self._kept) < lanes:
             raise UserError(
-                f"{found}, but each of the {lanes} lanes needs one; add samples, leave the source out, or set "
-                f"data.lanes to at most {len(self._kept)}"
+                f"{found}, but each of the {lanes} lanes needs one; add samples, leave the source out, or "
+                f"set data.lanes to at most {len(self._kept)}"
             )
 
     def _lane_epoch(self, lane: int, epoch: int) -> "_LaneEpoch":

@@ -1,7 +1,7 @@
 """Shuffles that never change: not with the machine, not with a library's version.
 
-numpy's generators may change their streams between versions, so a plan made with them could not be resumed after
-an upgrade. Here every order comes from integer mixing alone.
+numpy's generators may change their streams between versions, so a plan made with them could not be resumed
+after an upgrade. Here every order comes from integer mixing alone.
 """
 
 import hashlib

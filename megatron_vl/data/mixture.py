@@ -15,9 +15,9 @@ MILLION = 1_000_000
 
 @dataclass(frozen=True)
 class TextSchedule:
-    """The scheduled share of text-only global batches: from 1 it falls linearly over the warm-up to its final value.
+    """The scheduled share of text-only global batches: over the warm-up it falls linearly from 1 to `final`.
 
-    Modality warm-up of the paper's section on training strategies ("Modality Warmup").
+    Source: the DeepSeek-VL paper, "Modality Warmup".
     """
 
     final: int  # millionths
@@ -51,8 +51,8 @@ class TextSchedule:
 def next_modality(deficit: int, text_share: int) -> tuple[str, int]:
     """The modality of a step scheduled at `text_share` millionths, and the deficit after it.
 
-    `deficit` is the text owed so far, in millionths of a global batch: scheduled minus given. It starts at 0 and
-    stays within half a global batch, so the cumulative ratio never strays one batch from its schedule.
+    `deficit` is the text owed so far, in millionths of a global batch: scheduled minus given. It starts at 0
+    and stays within half a batch, so the cumulative ratio never strays a whole one from its schedule.
     """
     deficit += text_share
     if 2 * deficit >= MILLION:
@@ -73,7 +73,7 @@ def unit_weights(weights: Mapping[str, float], units_per_sample: Mapping[str, Fr
 
 
 def pick_source(credits: dict[str, int], weights: Mapping[str, int]) -> str:
-    """The source most in arrears of its weight; ties go to the first in `weights`. Books the draw in `credits`."""
+    """The source most in arrears of its weight (the first of equals); books the draw in `credits`."""
     for name, weight in weights.items():
         credits[name] += weight
     chosen = max(weights, key=credits.__getitem__)

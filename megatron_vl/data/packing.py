@@ -1,4 +1,4 @@
-"""Packing on metadata: best-fit decreasing over what a lane has at hand, of which the fullest rows are emitted.
+"""Packing on metadata: best-fit decreasing over what a lane has at hand; the fullest rows are emitted.
 
 Everything is integers and ties fall by position, so every rank and library version packs alike.
 """
@@ -11,7 +11,7 @@ from megatron_vl.data.types import Pack, Unit
 
 @dataclass(frozen=True)
 class Waiting:
-    """A unit in a lane's pool; `age` counts the lane's batches (of the unit's modality) that passed it over."""
+    """A unit in a lane's pool; `age` counts the lane's batches of its modality that passed it over."""
 
     unit: Unit
     age: int
@@ -30,8 +30,8 @@ class PackingRule:
     def wants_more(self, num_units: int, num_tokens: int) -> bool:
         """Whether a pool of that size should grow before it is packed.
 
-        It must exceed all rows but one, as then at least `num_rows` rows come out. It should reach the window,
-        for choice; but not beyond half of what the lane emits until a unit is overdue, else most would be.
+        It must exceed all rows but one, as then at least `num_rows` rows come out. For choice it should reach
+        the window, but not beyond half of what the lane emits until a unit is overdue, else most would be.
         """
         if num_tokens <= (self.num_rows - 1) * self.sequence_length:
             return True

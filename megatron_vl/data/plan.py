@@ -2,8 +2,8 @@
 
 step's modality (global, error diffusion) ─> each lane: draw units ─> pack ─> its rows of the global batch
 
-A plan is a pure function of (settings, sources, state). Lanes know nothing of each other, and a data-parallel rank
-plans for those it owns, so the global batch is the same for every data-parallel size.
+A plan is a pure function of (settings, sources, state). Lanes know nothing of each other, and a data-parallel
+rank plans for those it owns, so the global batch is the same for every data-parallel size.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ _MAX_HEAD_START = 256
 
 @dataclass(frozen=True, kw_only=True)
 class PlanSettings:
-    """Values of the config's fields of the same names, for one stage; `lanes` as `choose_lanes` gives them."""
+    """One stage's values of the config's fields of the same names; `lanes` as `choose_lanes` gives them."""
 
     stage: str
     seed: int
@@ -58,8 +58,8 @@ def own_lanes(lanes: int, dp_rank: int, dp_size: int) -> range:
     if lanes % dp_size:
         valid = [size for size in range(1, lanes + 1) if lanes % size == 0]
         raise UserError(
-            f"data-parallel size {dp_size} (ranks / (parallel.tensor_size x parallel.pipeline_size)) does not divide "
-            f"the {lanes} lanes, the greatest common divisor of data.lanes and the global batch "
+            f"data-parallel size {dp_size} (ranks / (parallel.tensor_size x parallel.pipeline_size)) does "
+            f"not divide the {lanes} lanes, the greatest common divisor of data.lanes and the global batch "
             f"(train.global_batch_size); it may be one of {valid}, or change those two"
         )
     share = lanes // dp_size
@@ -126,7 +126,7 @@ class Planner:
         )
 
     def state(self) -> PlanState:
-        """Where the plan stands after the steps so far, for the lanes of this rank. Cheap: nothing is copied."""
+        """Where the plan stands after the steps so far, for this rank's lanes. Cheap: nothing is copied."""
         return PlanState(
             step=self._step, deficit=self._deficit, fingerprint=self._fingerprint, lanes=tuple(self._lanes)
         )
@@ -215,7 +215,7 @@ class Planner:
 
 
 def weighed_sources(tables: Mapping[str, SourceTable], settings: PlanSettings) -> list[str]:
-    """The sources with a weight, by name. Raises UserError for one that does not exist or a negative weight."""
+    """The sources with a weight, by name. Raises UserError for an unknown one or a negative weight."""
     field = f"stage.{settings.stage}.sources"
     for name, weight in settings.sources.items():
         if not 0 <= weight < math.inf:

@@ -1,7 +1,7 @@
 """Where a plan stands: small, explicit, and good for any data-parallel size.
 
-A plan's state is that of the step's modality, which all ranks share, and of each lane. A rank holds its own lanes;
-`merge_states` joins those of all ranks, and a planner of any data-parallel size takes its lanes from the whole.
+A plan's state is that of the step's modality, which all ranks share, and of each lane. A rank holds its own
+lanes; `merge_states` joins those of all ranks, and a planner of any data-parallel size takes its own from it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from megatron_vl.data.types import Unit
 
 VERSION = 1
 
-# What a plan was made for: a value for each name that a user knows it by (`run.seed`, `data.shuffle_window` …).
+# What a plan was made for: values under the names that users know (`run.seed`, `data.shuffle_window` …).
 Fingerprint = Mapping[str, int | float | str | bool]
 
 
@@ -27,7 +27,7 @@ class Cursor(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class LaneState:
-    """One lane. Never changed in place: planning a step makes a new one, so keeping an old one costs nothing."""
+    """One lane. Planning a step makes a new one and leaves this as it is, so keeping it costs nothing."""
 
     lane: int
     credits: Mapping[str, int]  # per source: how far its draws lag behind its weight
@@ -70,7 +70,7 @@ class PlanState:
 
 
 def merge_states(states: Sequence[PlanState]) -> PlanState:
-    """One state with the lanes of all, in order. Raises ValueError where they are not of one step of one plan."""
+    """One state with all lanes, in order. Raises ValueError where they are not of the same plan and step."""
     first = states[0]
     for state in states:
         if (state.step, state.deficit, state.fingerprint) != (first.step, first.deficit, first.fingerprint):
@@ -81,7 +81,7 @@ def merge_states(states: Sequence[PlanState]) -> PlanState:
 
 
 def check_resumable(saved: Fingerprint, current: Fingerprint) -> None:
-    """Raise UserError that names each value in which the saved plan differs from the current one, with both."""
+    """Raise UserError naming each value in which the saved plan differs from the current one, with both."""
     names = sorted(saved.keys() | current.keys())
     changes = [
         f"{name} was {saved.get(name, 'absent')} and is {current.get(name, 'absent')}"

@@ -87,7 +87,7 @@ class Recorder:
         self._progress.say(message)
 
     def end(self, state: str, stage: str, step: int) -> None:
-        """The run ends here, for now or for good: report and status."""
+        """The run ends here, for now or for good: status and report."""
         if self.enabled:
-            write_report(self.run)
             self.run.write_status(RunStatus(state, stage, step))
+            write_report(self.run)

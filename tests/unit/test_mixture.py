@@ -1,4 +1,4 @@
-"""The schedule of the text ratio, the realised modality and the choice of sources keep to their targets exactly."""
+"""The scheduled text ratio, the realised modality and the choice of sources keep to their targets exactly."""
 
 import math
 from fractions import Fraction

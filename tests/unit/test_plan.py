@@ -1,4 +1,4 @@
-"""Every data-parallel size trains the same global batches, of one modality each; no sample and no room is wasted."""
+"""Every data-parallel size trains the same batches, of one modality each; no sample or room is wasted."""
 
 from collections import Counter
 from dataclasses import replace
@@ -55,8 +55,8 @@ def test_global_batch_does_not_depend_on_the_data_parallel_size(settings: PlanSe
 @hypothesis_settings(max_examples=25)
 @given(settings=SETTINGS, lanes=st.sampled_from([1, LANES]))
 def test_no_sample_is_lost_or_repeated_within_an_epoch(settings: PlanSettings, lanes: int) -> None:
-    """What was emitted and what is carried make up whole epochs and the begun one's part: exactly for one lane,
-    and within the epochs that the lanes stand in for more."""
+    """What was emitted and what is carried make up whole epochs and a part of the begun one: exactly for one
+    lane; for more, within the epochs that they stand in."""
     planner = Planner(small_tables(), replace(settings, lanes=lanes))
     dealt = Counter(unit_id(unit) for _ in range(60) for pack in planner.next().packs for unit in pack.units)
     states = planner.state().lanes

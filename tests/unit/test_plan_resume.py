@@ -1,4 +1,4 @@
-"""A saved plan goes on as if never interrupted, at any data-parallel size; and one that changed is refused."""
+"""A saved plan goes on as if uninterrupted, at any data-parallel size; one that changed is refused."""
 
 import json
 from dataclasses import replace

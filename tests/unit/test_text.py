@@ -105,9 +105,23 @@ def num_bytes(rule: TextRule, token: int) -> int:
     return len(entry)
 
 
+def test_tokens_whose_offsets_leave_spaces_out_are_supervised(tokenizer: Path, tmp_path: Path) -> None:
+    """Many tokenizers trim offsets: a token of spaces then has no width."""
+    content = json.loads(tokenizer.read_text())
+    trim = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(content | {"post_processor": trim}))
+    text = "a    b\n\n "
+    encoded = text_rule(path).encode(Sample(text=text), [])
+    assert encoded.supervised[1:].all()
+    half = text_rule(path).encode(Sample(text=text, supervised=((0, 3),)), [])
+    assert 0 < half.supervised.sum() < len(half.supervised) - 1
+
+
 @given(texts=st.lists(TEXT, min_size=1, max_size=4))
 def test_text_tokens_are_all_but_bos_and_images(rule: TextRule, texts: list[str]) -> None:
-    samples = [*(Sample(text=text) for text in texts), *(chat(f"x{text}", f"y{text}") for text in texts)]
+    chats = [chat(f"x{text}", f"y{text}", "and?", "z") for text in texts]
+    samples = [*(Sample(text=text) for text in texts), *chats]
     for sample, count in zip(samples, rule.count_text_tokens(samples), strict=True):
         encoded = rule.encode(sample, [3] * sample.num_images)
         assert count == len(encoded.tokens) - 1 - 3 * sample.num_images
