@@ -3,7 +3,7 @@
 #   docker build -t megatron-vl .
 # CPU:
 #   docker build -t megatron-vl:cpu --build-arg BASE=python:3.11-slim \
-#       --build-arg TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu .
+#       --build-arg TORCH_INDEX_URL="the CPU index that pytorch.org's Get started page shows" .
 #
 # On a CUDA base without them: pip install -c constraints.txt '.[gpu]' for TransformerEngine and flash-attn; apex
 # only from source, with the CUDA toolkit of torch's own version:

@@ -1,8 +1,8 @@
 # One environment, .venv in this checkout, serves every target. Nothing here needs root.
 
 PYTHON ?= python3
-# Empty: PyTorch comes from your pip's own index. Without a GPU, take the much smaller CPU wheels:
-#   make quickstart TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
+# Empty: PyTorch comes from your pip's own index. Without a GPU, name the index of PyTorch's CPU wheels, which are
+# much smaller; pytorch.org's "Get started" page shows its address (Linux, Pip, CPU).
 TORCH_INDEX_URL ?=
 # Passed on to pytest, such as PYTEST_ARGS="-k resume -x"
 PYTEST_ARGS ?=

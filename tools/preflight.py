@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 OLDEST_PYTHON = (3, 11)
 GB = 1e9
-CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
+CPU_WHEELS = "ADDRESS, as pytorch.org's Get started page shows it for Linux, Pip, CPU"
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 

@@ -107,7 +107,12 @@ def cut_unit(encoded: EncodedSample, piece: int, sequence_length: int) -> UnitTo
 
 
 def blank_unit(num_tokens: int, num_image_tokens: int, *, image_id: int, filler_id: int) -> UnitTokens:
-    """In place of a unit whose text cannot be read: the image tokens that its images need, and no loss."""
+    """In place of a unit whose text cannot be read: the image tokens that its images need, and no loss.
+
+    Raises ValueError where they are more than the unit's positions.
+    """
+    if num_image_tokens > num_tokens:
+        raise ValueError(f"a unit of {num_tokens} positions has no room for {num_image_tokens} image tokens")
     inputs = np.full(num_tokens, filler_id, dtype=np.int64)
     inputs[:num_image_tokens] = image_id
     labels = np.full(num_tokens, filler_id, dtype=np.int64)

@@ -161,7 +161,9 @@ def _rebuild(
 
 
 def _read_tokenizer(path: Path) -> dict[str, Any]:
-    """The file's content without truncation and padding, which are no part of what a text's tokens are."""
+    """The file's content without what is no part of a text's tokens: truncation, padding, and the post-processor,
+    which adds special tokens (as `TextRule.encode` does) and trims spaces off the offsets.
+    """
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:
@@ -171,7 +173,7 @@ def _read_tokenizer(path: Path) -> dict[str, Any]:
     added = content.get("added_tokens") if isinstance(content, dict) else None
     if not isinstance(added, list) or not all(isinstance(token, dict) for token in added):
         raise UserError(f"data.tokenizer is {path}, which is no Hugging Face tokenizer.json")
-    return {**content, "truncation": None, "padding": None}
+    return {**content, "truncation": None, "padding": None, "post_processor": None}
 
 
 def _build_tokenizer(content: dict[str, Any], specials: set[str], path: Path) -> Tokenizer:
@@ -216,11 +218,10 @@ def _character_mask(turn: _Turn) -> NDArray[np.bool_]:
 
 
 def _supervised_tokens(offsets: list[tuple[int, int]], carries_loss: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Per token, whether any of its characters carries loss; one that has none goes by the next character."""
+    """Per token, whether any of its characters carries loss."""
     if not offsets:
         return np.zeros(0, dtype=np.bool_)
     num_before: NDArray[np.int64] = np.concatenate([[0], np.cumsum(carries_loss)])
     start, end = np.array(offsets).T
-    end = np.minimum(np.maximum(end, start + 1), len(carries_loss))
     supervised: NDArray[np.bool_] = num_before[end] > num_before[start]
     return supervised

@@ -59,7 +59,7 @@ class VisionTowers(nn.ModuleDict):
         return [torch.cat(features) for features in zip(*chunks, strict=True)]
 
     def _encode(self, images_NCHW: Tensor) -> list[Tensor]:
-        unit_NCHW = images_NCHW.float() / 255
+        unit_NCHW = images_NCHW.float().div_(255)
         return [encoder(encoder.normalize(unit_NCHW), self.recompute) for encoder in self.encoders]
 
 

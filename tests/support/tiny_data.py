@@ -1,7 +1,6 @@
 """A tiny tokenizer, pictures and shards for tests of data."""
 
 import io
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from megatron_vl.data.shards import ShardWriter
 from megatron_vl.data.text import TextRule
+
+Samples = dict[str, tuple[dict[str, Any], dict[str, bytes]]]  # key: fields of KEY.json, images
 
 BOS, EOS, IMAGE = "<bos>", "<eos>", "<image_placeholder>"
 TRAINING_TEXT = (
@@ -48,10 +49,22 @@ def picture(width: int = 20, height: int = 12, *, seed: int = 0, file_format: st
     return file.getvalue()
 
 
-def write_source(
-    folder: Path, samples: Mapping[str, tuple[dict[str, Any], dict[str, bytes]]], **limits: int
-) -> None:
-    """Shards of samples: key → (fields of KEY.json, images)."""
+def write_source(folder: Path, samples: Samples, **limits: int) -> None:
+    """Shards of samples."""
     with ShardWriter(folder, **limits) as writer:
         for key, (fields, images) in samples.items():
             writer.write(key, fields, images)
+
+
+def mixed_samples(count: int = 7) -> Samples:
+    """Sample i has i % 3 images; sample 4 has eleven, whose names sort otherwise than their numbers."""
+    samples: Samples = {}
+    for i in range(count):
+        number = i % 3 if i != 4 else 11
+        images = {f"{n}.png": picture(20 + i, 12 + n, seed=n) for n in range(number)}
+        samples[f"part/k{i}"] = ({"text": f"words {i}" * (i + 1) + "<image>" * number}, images)
+    samples["chat"] = (
+        {"messages": [{"role": "user", "content": "<image>?"}, {"role": "assistant", "content": "a bar"}]},
+        {"0.jpg": picture(33, 44, file_format="JPEG")},
+    )
+    return samples

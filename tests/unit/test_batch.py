@@ -166,6 +166,8 @@ def test_pieces_of_a_document_hold_each_label_once_after_its_token(
 
 
 def test_a_blank_unit_has_room_for_its_images_and_no_loss() -> None:
+    with pytest.raises(ValueError, match="a unit of 3 positions has no room for 4 image tokens"):
+        blank_unit(3, 4, image_id=7, filler_id=FILLER)
     blank = blank_unit(6, 4, image_id=7, filler_id=FILLER)
     assert blank.inputs.tolist() == [7, 7, 7, 7, FILLER, FILLER]
     assert len(blank.labels) == 6
@@ -180,7 +182,7 @@ def test_failed_units_lose_their_loss_and_nothing_else_changes(
     batch = build(packs, rule, random_tokens(packs))
     before = batch.loss_mask_1S.clone()
     failed = data.draw(st.sets(st.sampled_from(range(len(batch.units))))) if batch.units else set()
-    masked = mask_failed(mask_failed(batch, sorted(failed)[:1]), failed)
+    masked = mask_failed(mask_failed(batch, sorted(failed)[:1]), sorted(failed)[1:])
     assert masked.failed_units == tuple(sorted(failed))
     bounds = batch.cu_seqlens.tolist()
     for segment, index in enumerate(batch.segment_units):

@@ -47,7 +47,7 @@ def test_a_disk_too_small_for_cuda_wheels_is_a_warning_that_names_the_way_round(
     result = run(*ENOUGH, "--cuda-wheels-gb", "1e9", "--target", "test")
     assert result.returncode == 0
     assert "[warn] disk" in result.stdout
-    assert "make test TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu\n" in result.stdout
+    assert "make test TORCH_INDEX_URL=" in result.stdout
 
 
 def test_an_old_python_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
