@@ -23,7 +23,13 @@ class Division:
 
 
 def transformer_config(
-    language: LanguageConfig, division: Division, recompute: RecomputeConfig, precision: str, on_cuda: bool
+    language: LanguageConfig,
+    division: Division,
+    recompute: RecomputeConfig,
+    precision: str,
+    *,
+    on_cuda: bool = False,
+    use_transformer_engine: bool = False,
 ) -> TransformerConfig:
     """The decoder's configuration. Weights are left uninitialised: `initialize` or a checkpoint fills them."""
     topology = division.topology
@@ -65,6 +71,7 @@ def transformer_config(
         bias_dropout_fusion=on_cuda,
         masked_softmax_fusion=False,
         gradient_accumulation_fusion=False,
+        apply_rope_fusion=use_transformer_engine,  # the unfused form reads segment lengths back from the device
         recompute_granularity=None if recompute.language == "none" else recompute.language,
         recompute_method="uniform" if full else None,
         recompute_num_layers=1 if full else None,

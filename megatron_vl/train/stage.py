@@ -104,10 +104,18 @@ def _build_model(
         sequence_parallel=settings.parallel.sequence_parallel,
     )
     language = config.model.language
-    core = transformer_config(language, division, config.recompute, config.train.precision, on_cuda)
+    use_transformer_engine = on_cuda and settings.parallel.transformer_engine
+    core = transformer_config(
+        language,
+        division,
+        config.recompute,
+        config.train.precision,
+        on_cuda=on_cuda,
+        use_transformer_engine=use_transformer_engine,
+    )
     options = BuildOptions(
         image_token=image_token,
-        use_transformer_engine=on_cuda and settings.parallel.transformer_engine,
+        use_transformer_engine=use_transformer_engine,
         recompute_vision=config.recompute.vision,
     )
     chunks = build_chunks(core, config.model, options, groups.collection, device.torch_device)

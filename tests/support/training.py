@@ -78,7 +78,7 @@ def build(case: Case) -> tuple[list[Any], Optimizer, Groups]:
         layout=resolve_layout(case.parallel.layout, model.language.num_layers, topology),
         sequence_parallel=case.parallel.sequence_parallel,
     )
-    config = transformer_config(model.language, division, case.recompute, case.precision, on_cuda=False)
+    config = transformer_config(model.language, division, case.recompute, case.precision)
     options = BuildOptions(image_token=IMAGE_TOKEN, recompute_vision=case.recompute.vision)
     chunks = build_chunks(config, model, options, groups.collection, torch.device("cpu"))
     initialize(chunks, 7, 0.05, groups.collection)

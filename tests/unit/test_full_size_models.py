@@ -33,7 +33,7 @@ def count_parts(name: str, tensor_size: int) -> dict[str, int]:
     topology = Topology(world_size=tensor_size, tensor_size=tensor_size)
     groups = build_groups(topology, 1, torch.device("cpu"))
     division = Division(topology=topology, layout=resolve_layout(None, model.language.num_layers, topology))
-    config = transformer_config(model.language, division, RecomputeConfig(), "bf16", on_cuda=False)
+    config = transformer_config(model.language, division, RecomputeConfig(), "bf16")
     config.use_cpu_initialization = True  # parameters then follow the default device
     with torch.device("meta"):
         (chunk,) = build_chunks(

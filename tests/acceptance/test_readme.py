@@ -1,0 +1,62 @@
+"""Every command of the README runs: shortened, and over small data, but as it is written there."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.support.runs import CHECKOUT, command, finish, metrics
+
+README = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line and not line.startswith("#")]
+TRAINING = [line for line in COMMANDS if "launch.pretrain" in line]
+TOOLS = [line for line in COMMANDS if "data_tools." in line and "build" not in line]
+# Run elsewhere: by CI itself, by test_1_quickstart, by tests/unit/test_build_quickstart.py.
+ELSEWHERE = ["make quickstart", "make test", ".venv/bin/python -m data_tools.build data=quickstart"]
+
+
+def in_this_environment(line: str) -> list[str]:
+    """The command's words, with the programs of the environment that runs the tests."""
+    words = shlex.split(line)
+    program = Path(command(Path(), Path())[0]).parent / Path(words[0]).name
+    return [str(program), *words[1:]]
+
+
+def test_no_command_is_forgotten() -> None:
+    assert TRAINING
+    assert sorted([*TRAINING, *TOOLS, *ELSEWHERE]) == sorted(COMMANDS)
+
+
+@pytest.mark.parametrize("line", [line for line in TRAINING if "checkpoint.initial" not in line])
+def test_training(line: str, data_root: Path, tmp_path: Path) -> None:
+    overrides = command(data_root, tmp_path / "run", "train.steps=2", "heldout.max_samples=0")[3:]
+    status, output = finish([*in_this_environment(line), *overrides])
+    assert status == 0, output
+    assert len(metrics(tmp_path / "run")) == 6
+
+
+def test_a_stage_from_the_weights_of_another_run(data_root: Path, tmp_path: Path) -> None:
+    (line,) = [line for line in TRAINING if "checkpoint.initial" in line]
+    short = ["train.steps=2", "heldout.max_samples=0"]
+    first = command(data_root, tmp_path / "one", *short, "stages=[adaptor]")
+    assert finish(first)[0] == 0
+    checkpoint = tmp_path / "one" / "checkpoints" / "adaptor-00000002"
+    overrides = command(data_root, tmp_path / "joint", *short, f"checkpoint.initial={checkpoint}")[3:]
+    status, output = finish([*in_this_environment(line), *overrides])
+    assert status == 0, output
+    fresh = command(data_root, tmp_path / "fresh", *short, "stages=[joint]", "data.text_ratio=0.5")
+    assert finish([*fresh, "data.warmup_fraction=0"])[0] == 0
+    begun, untrained = metrics(tmp_path / "joint")[0], metrics(tmp_path / "fresh")[0]
+    assert begun["loss"] < untrained["loss"], "the weights were not taken"
+
+
+@pytest.mark.parametrize("line", TOOLS)
+def test_data_tool(line: str, data_root: Path, tmp_path: Path) -> None:
+    shutil.copytree(data_root, tmp_path / "data")
+    overrides = command(tmp_path / "data", tmp_path / "run")[3:6]
+    status, output = finish([*in_this_environment(line), *overrides])
+    assert status == 0, output
+    assert "pages" in output
