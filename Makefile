@@ -49,7 +49,8 @@ quickstart: data  ## environment, data, then the tiny model through all three st
 	@echo "               parallel.tensor_size=2 run.dir=runs/tensor_parallel"
 
 test: $(ENVIRONMENT)  ## the tests, within 12 minutes on 2 cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not soak and not slurm and not gpu" $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal \
+		-m "not slow and not soak and not slurm and not gpu" $(PYTEST_ARGS)
 
 test-long: $(ENVIRONMENT)  ## the slow tests and the soak tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "(slow or soak) and not slurm and not gpu" $(PYTEST_ARGS)

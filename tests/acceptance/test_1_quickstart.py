@@ -42,7 +42,7 @@ def check_run(run: Path) -> None:
         assert {event["kind"] for event in row["events"]} == {"forward", "backward"}
     page = (run / "report.html").read_text()
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", page), "the report loads something"
-    for words in ("held-out", "image", "bubble", "text ratio"):
+    for words in ("held-out", "image", "bubble", "text and multimodal batches"):
         assert words in page.lower(), words
 
 

@@ -36,8 +36,22 @@ def serial(freezing: str) -> Outcome:
     return run_ranks(1, train, Case(train=FREEZING[freezing]))[0]
 
 
-@pytest.mark.parametrize("freezing", FREEZING)
-@pytest.mark.parametrize("setting", SETTINGS)
+# All settings with everything trained, and each freezing at settings that together have every axis; the rest of the
+# matrix takes minutes.
+COVERING = ("pp2_vpp2", "dp2_overlapped", "tp2_sp_pp2_dp2")
+MATRIX = [
+    pytest.param(
+        setting,
+        freezing,
+        marks=() if freezing == "everything" or setting in COVERING else pytest.mark.slow,
+        id=f"{setting}-{freezing}",
+    )
+    for setting in SETTINGS
+    for freezing in FREEZING
+]
+
+
+@pytest.mark.parametrize(("setting", "freezing"), MATRIX)
 def test_agrees_with_one_process(setting: str, freezing: str) -> None:
     world_size, parallel = SETTINGS[setting]
     expected = serial(freezing)

@@ -17,7 +17,13 @@ SETTINGS = {
 }
 # Six steps of each of two stages, a checkpoint every second step: rows seen before the kill, and who is killed.
 KILLS = {"tp2": ("launcher", 3), "pp2": ("rank 1", 8), "dp2": ("rank 0", 11)}
-STEPS = ["stages=[adaptor,joint]", "train.steps=6", "checkpoint.every=2", "data.text_ratio=0.5"]
+STEPS = [
+    "stages=[adaptor,joint]",
+    "train.steps=6",
+    "checkpoint.every=2",
+    "data.text_ratio=0.5",
+    "heldout.max_samples=0",
+]
 
 
 def ranks_of(launcher: int) -> dict[int, psutil.Process]:
@@ -53,7 +59,7 @@ def test_same_losses_to_the_last_bit(setting: str, data_root: Path, tmp_path: Pa
 
 def test_the_finished_run_is_left_alone(data_root: Path, tmp_path: Path) -> None:
     """The same command on a finished run says so; a stop in between changes nothing; other values are refused."""
-    overrides = ["stages=[adaptor]", "train.steps=4"]
+    overrides = ["stages=[adaptor]", "train.steps=4", "heldout.max_samples=0"]
     assert finish(command(data_root, tmp_path / "whole", *overrides))[0] == 0
 
     arguments = command(data_root, tmp_path / "stopped", *overrides)

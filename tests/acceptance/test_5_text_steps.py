@@ -28,8 +28,10 @@ def encoder_calls(case: Case) -> list[int]:
     return calls
 
 
-@pytest.mark.parametrize("freezing", ["adaptor", "everything"])
-@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize(
+    ("setting", "freezing"),
+    [*((setting, "everything") for setting in SETTINGS), ("pp2", "adaptor"), ("tp2_sp_pp2_dp2", "adaptor")],
+)
 def test_no_encoder_runs(setting: str, freezing: str) -> None:
     world_size, parallel = SETTINGS[setting]
     case = Case(parallel=parallel, train=FREEZING[freezing])

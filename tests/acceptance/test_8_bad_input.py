@@ -43,7 +43,7 @@ def refused(arguments: list[str], *words: str) -> str:
         (["stage.adaptor.train=[aligner]"], ["stage.adaptor.train=aligner", "adaptor"]),
         (["data.text_ratio=1.5"], ["data.text_ratio=1.5", "0 to 1"]),
         (["model.language.vocab_size=64"], ["data.tokenizer", "model.language.vocab_size=64"]),
-        (["stage.adaptor.sources={pictures: 1.0}"], ["stage.adaptor.sources", "pictures"]),
+        (["+stage.adaptor.sources.pictures=1.0"], ["stage.adaptor.sources", "pictures"]),
         (["data.root=/nowhere"], ["/nowhere", "python -m data_tools.build data=quickstart"]),
         (["checkpoint.initial=/nowhere"], ["checkpoint.initial=/nowhere"]),
         (["data.max_image_pixels=100"], ["data.max_image_pixels"]),
@@ -117,7 +117,7 @@ def test_images_that_do_not_decode_are_masked_and_counted(
         tmp_path / "run",
         *SHORT,
         f"parallel.pipeline_size={pipeline_size}",
-        "stage.adaptor.sources={pages: 1.0, figures: 1.0}",
+        "stage.adaptor.sources.photographs=0",
     )
     status, output = finish([*arguments, "data.max_failed_fraction=1.0"])
     assert status == 0, output

@@ -26,6 +26,7 @@ from megatron_vl.train.step import train_step
 
 IMAGE_TOKEN = 5
 TOKENS_PER_IMAGE = 36
+ADAM_EPSILON = 1e-4  # a small one turns the rounding of nearly zero gradients into steps of full size
 MODEL_CONFIGS = Path(__file__).parents[2] / "hydra_conf" / "model"
 
 
@@ -89,7 +90,7 @@ def build(case: Case) -> tuple[list[Any], Optimizer, Groups]:
         freeze(chunk, list(case.train))
     wrapped = distribute(chunks, config, case.parallel, groups)
     optimizer = build_optimizer(
-        wrapped, TrainConfig(precision=case.precision), case.parallel, 0.3, groups.device
+        wrapped, TrainConfig(precision=case.precision, adam_epsilon=ADAM_EPSILON), case.parallel, 0.3, groups.device
     )
     return wrapped, optimizer, groups
 
