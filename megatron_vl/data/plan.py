@@ -220,7 +220,7 @@ def weighed_sources(tables: Mapping[str, SourceTable], settings: PlanSettings) -
     for name, weight in settings.sources.items():
         if not 0 <= weight < math.inf:
             raise UserError(f"{field}.{name} is {weight}; a weight must be finite and not negative")
-        if name not in tables:
+        if weight > 0 and name not in tables:
             raise UserError(f"{field} names {name}, which data.sources lacks; it has {sorted(tables)}")
     return sorted(name for name, weight in settings.sources.items() if weight > 0)
 

@@ -21,7 +21,8 @@ FREE = (
     "run.threads_per_process",
     "run.timeout_seconds",
     "train.stop_at",
-    "data.sources.",  # folders may move: the indexes' digests are compared
+    "data.root",  # folders may move: the indexes' digests are compared
+    "data.sources.",
     "data.tokenizer",
     "data.build_command",
     "data.prefetch_steps",

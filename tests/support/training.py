@@ -90,7 +90,11 @@ def build(case: Case) -> tuple[list[Any], Optimizer, Groups]:
         freeze(chunk, list(case.train))
     wrapped = distribute(chunks, config, case.parallel, groups)
     optimizer = build_optimizer(
-        wrapped, TrainConfig(precision=case.precision, adam_epsilon=ADAM_EPSILON), case.parallel, 0.3, groups.device
+        wrapped,
+        TrainConfig(precision=case.precision, adam_epsilon=ADAM_EPSILON),
+        case.parallel,
+        0.3,
+        groups.device,
     )
     return wrapped, optimizer, groups
 
