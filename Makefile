@@ -45,8 +45,7 @@ quickstart: data  ## environment, data, then the tiny model through all three st
 	$(BIN)/python -m launch.pretrain experiment=quickstart
 	@echo
 	@echo "report:    $(CURDIR)/$(RUN)/report.html"
-	@echo "try next:  $(BIN)/python -m launch.pretrain experiment=quickstart parallel.pipeline_size=1 \\"
-	@echo "               parallel.tensor_size=2 run.dir=runs/tensor_parallel"
+	@echo "try next:  $(BIN)/python -m launch.pretrain run.num_processes=2 run.dir=runs/dp2"
 
 test: $(ENVIRONMENT)  ## the tests, within 12 minutes on 2 cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal \

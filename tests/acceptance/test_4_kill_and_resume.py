@@ -77,3 +77,24 @@ def test_the_finished_run_is_left_alone(data_root: Path, tmp_path: Path) -> None
     assert "is complete" in output
     after = {path: path.stat().st_mtime_ns for path in (tmp_path / "stopped").rglob("*") if path.is_file()}
     assert {path for path in after if after[path] != before.get(path)} <= {tmp_path / "stopped" / ".lock"}
+
+
+def test_a_signal_ends_the_step_and_saves(data_root: Path, tmp_path: Path) -> None:
+    """SIGTERM to the launcher: a checkpoint after the present step, and the run goes on from there exactly."""
+    overrides = ["stages=[adaptor]", "train.steps=12", "heldout.max_samples=0"]
+    assert finish(command(data_root, tmp_path / "whole", *overrides))[0] == 0
+
+    arguments = command(data_root, tmp_path / "asked", *overrides)
+    process = start(arguments)
+    wait_for(lambda: len(metrics(tmp_path / "asked")) >= 2 or process.poll() is not None, "two steps")
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    state = json.loads((tmp_path / "asked" / "status.json").read_text())
+    assert state["state"] == "interrupted"
+    assert state["step"] == len(metrics(tmp_path / "asked")) < 12
+
+    status, output = finish(arguments)
+    assert status == 0, output
+    assert f"resuming after step {state['step']}" in output
+    assert losses(tmp_path / "asked") == losses(tmp_path / "whole")
