@@ -71,10 +71,3 @@ def parse_layout(layout: str) -> list[str]:
             f"layer), L (head and loss), | between chunks, and x*n or (x)*n to repeat"
         )
     return text.split("|")
-
-
-def chunk_layers(layout: str, chunk: int) -> range:
-    """Global numbers, from 0, of the decoder layers in pipeline chunk `chunk`."""
-    chunks = parse_layout(layout)
-    first = sum(part.count("t") for part in chunks[:chunk])
-    return range(first, first + chunks[chunk].count("t"))

@@ -69,10 +69,10 @@ def _divisors(language: LanguageConfig) -> str:
     return ", ".join(str(n) for n in range(1, min(values) + 1) if not any(value % n for value in values))
 
 
-def num_microbatches(
+def check_batch_sizes(
     global_batch_size: int, micro_batch_size: int, topology: Topology, stage_name: str
-) -> int:
-    """Microbatches of each data-parallel rank in one step.
+) -> None:
+    """Check that a global batch divides into microbatches for every data-parallel rank.
 
     Raises:
         UserError: the sizes do not divide, or interleaving cannot run this number (megatron-core's interleaved
@@ -95,4 +95,3 @@ def num_microbatches(
             f"{topology.virtual_size} needs a multiple of parallel.pipeline_size={topology.pipeline_size}; "
             f"change train.global_batch_size={global_batch_size} or train.micro_batch_size={micro_batch_size}"
         )
-    return count

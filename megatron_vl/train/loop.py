@@ -54,6 +54,8 @@ def train_stage(stage: Stage, run: Run) -> str:
     settings, config = stage.settings, run.config
     num_steps, stop_at = settings.values.steps, config.train.stop_at
     skipped_in_a_row = 0
+    for source, count in stage.left_out.items():
+        run.recorder.say(f"{source}: {count} samples are longer than a row or hold too many images: left out")
     if stage.first_step == 1:
         _evaluate(stage, run, step=0)
     for step in range(stage.first_step, num_steps + 1):

@@ -9,7 +9,7 @@ from megatron_vl.config.parallel import ParallelConfig
 from megatron_vl.config.root import STAGE_NAMES, PretrainConfig
 from megatron_vl.config.train import PARTS, PRECISIONS, SCHEDULES, StageConfig
 from megatron_vl.planning.layout import resolve_layout
-from megatron_vl.planning.topology import Topology, check_tensor_size, num_microbatches
+from megatron_vl.planning.topology import Topology, check_batch_sizes, check_tensor_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,6 @@ class StageSettings:
     parallel: ParallelConfig
     topology: Topology
     layout: str
-    num_microbatches: int  # per data-parallel rank and step
     first_global_step: int  # of the run; steps of earlier stages come before it
 
 
@@ -74,6 +73,7 @@ def _resolve_stage(config: PretrainConfig, name: str, world_size: int, first: in
         pipeline_size=parallel.pipeline_size,
         virtual_size=parallel.virtual_size,
     )
+    check_batch_sizes(values.global_batch_size, values.micro_batch_size, topology, name)
     check_tensor_size(config.model.language, parallel.tensor_size, parallel.sequence_parallel)
     if parallel.sequence_parallel and values.sequence_length % parallel.tensor_size:
         raise UserError(
@@ -86,7 +86,6 @@ def _resolve_stage(config: PretrainConfig, name: str, world_size: int, first: in
         parallel=parallel,
         topology=topology,
         layout=resolve_layout(parallel.layout, config.model.language.num_layers, topology),
-        num_microbatches=num_microbatches(values.global_batch_size, values.micro_batch_size, topology, name),
         first_global_step=first,
     )
 

@@ -43,6 +43,7 @@ class Stage:
     schedule: Schedule
     loader: Loader
     first_step: int
+    left_out: dict[str, int]  # samples by source that no row can hold
 
     def gather_plan(self, own: PlanState) -> PlanState:
         """The plan's state with the lanes of all data-parallel ranks. Collective."""
@@ -84,6 +85,7 @@ def open_stage(
         schedule=_schedule(settings),
         loader=loader,
         first_step=1 if start.resume is None else start.resume.step + 1,
+        left_out={source: count for source, count in planner.left_out.items() if count},
     )
 
 

@@ -16,7 +16,7 @@ SETTINGS = {
     "dp2": ["run.num_processes=2"],
 }
 # Six steps of each of two stages, a checkpoint every second step: rows seen before the kill, and who is killed.
-KILLS = {"tp2": ("launcher", 3), "pp2": ("rank 1", 8), "dp2": ("rank 0", 11)}
+KILLS = {"tp2": ("launcher", 3), "pp2": ("rank 1", 8), "dp2": ("rank 0", 9)}
 STEPS = [
     "stages=[adaptor,joint]",
     "train.steps=6",
