@@ -15,11 +15,11 @@ SETTINGS = {
     "pp2": ["parallel.pipeline_size=2"],
     "dp2": ["run.num_processes=2"],
 }
-# Six steps of each of two stages, a checkpoint every second step: rows seen before the kill, and who is killed.
-KILLS = {"tp2": ("launcher", 3), "pp2": ("rank 1", 8), "dp2": ("rank 0", 9)}
+# Four steps of each of two stages, a checkpoint every second step: who is killed, and after how many steps.
+KILLS = {"tp2": ("launcher", 3), "pp2": ("rank 1", 5), "dp2": ("rank 0", 6)}
 STEPS = [
     "stages=[adaptor,joint]",
-    "train.steps=6",
+    "train.steps=4",
     "checkpoint.every=2",
     "data.text_ratio=0.5",
     "heldout.max_samples=0",
@@ -48,13 +48,13 @@ def test_same_losses_to_the_last_bit(setting: str, data_root: Path, tmp_path: Pa
     assert not alive, "ranks outlived their run"
     process.communicate(timeout=20)
     assert process.returncode != 0
-    assert len(metrics(tmp_path / "killed")) < 12, "the kill came too late to show anything"
+    assert len(metrics(tmp_path / "killed")) < 8, "the kill came too late to show anything"
 
     status, output = finish(arguments)
     assert status == 0, output
     assert "resuming" in output
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
-    assert [row["global_step"] for row in metrics(tmp_path / "killed")] == list(range(1, 13))
+    assert [row["global_step"] for row in metrics(tmp_path / "killed")] == list(range(1, 9))
 
 
 def test_the_finished_run_is_left_alone(data_root: Path, tmp_path: Path) -> None:
