@@ -37,9 +37,8 @@ def pretrain(config: PretrainConfig) -> int:
         from launch.ranks import start_local_ranks
         from megatron_vl.train.sources import open_sources
 
-        open_sources(
-            config.data, config.model, stages
-        )  # what is wrong with the data is said before ranks start
+        # What is wrong with the data is said here, before ranks start.
+        open_sources(config.data, config.model, stages)
         return start_local_ranks(world_size, sys.argv[1:], run, config.run.threads_per_process)
     from launch.rank import run_rank
 

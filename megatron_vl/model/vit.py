@@ -37,9 +37,8 @@ class VisionEncoder(nn.Module):
         if unit_NCHW.shape[2:] != size:
             unit_NCHW = F.interpolate(unit_NCHW, size, mode="bilinear", align_corners=False, antialias=True)
         mean_C11, std_C11 = (unit_NCHW.new_tensor(x)[:, None, None] for x in (self.mean, self.std))
-        normalized_NCHW = torch.addcmul(
-            -mean_C11 / std_C11, unit_NCHW, 1 / std_C11
-        )  # one pass over the pixels
+        # One pass over the pixels: x / std - mean / std.
+        normalized_NCHW = torch.addcmul(-mean_C11 / std_C11, unit_NCHW, 1 / std_C11)
         return normalized_NCHW.to(self.patch_embed.weight.dtype)
 
     def forward(self, image_NCHW: Tensor, recompute: bool = False) -> Tensor:
