@@ -64,7 +64,12 @@ class SamConfig:
 
 @dataclass(kw_only=True)
 class AdaptorConfig:
-    """From vision features to the decoder's width. `kind` is a name in `megatron_vl.model.adaptor`."""
+    """From vision features to the decoder's width (paper, Table 10).
+
+    `kind`: mlp_gelu for one tower; for two hybrid_mlp_gelu, shared_mlp_gelu or separate_mlp_gelu (joined along
+    the embedding), pool_width_mlp_gelu or pool_height_mlp_gelu (joined along the sequence, each tower's tokens
+    paired along that side). `depth` counts linear layers in a row.
+    """
 
     kind: str = "mlp_gelu"
     depth: int = 2
@@ -72,7 +77,9 @@ class AdaptorConfig:
 
 @dataclass(kw_only=True)
 class VisionConfig:
-    """The towers present, and how many images one encoder forward may take (bounds activation memory)."""
+    """The towers present (null leaves one out; paper, Figure 10), and how many images one encoder forward may
+    take, which bounds activation memory.
+    """
 
     siglip: SiglipConfig | None = None
     sam: SamConfig | None = None

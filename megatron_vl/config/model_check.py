@@ -1,5 +1,6 @@
 """What must hold between the numbers of a model, and the facts that follow from them. No torch here."""
 
+import math
 from typing import Any
 
 from megatron_vl.config.errors import UserError
@@ -12,7 +13,15 @@ from megatron_vl.config.model import (
     VisionConfig,
 )
 
-ADAPTOR_TOWERS = {"mlp_gelu": 1, "hybrid_mlp_gelu": 2}  # kind -> number of towers that it takes
+ADAPTOR_TOWERS = {  # kind -> number of towers that it takes
+    "mlp_gelu": 1,
+    "hybrid_mlp_gelu": 2,
+    "shared_mlp_gelu": 2,
+    "separate_mlp_gelu": 2,
+    "pool_width_mlp_gelu": 2,
+    "pool_height_mlp_gelu": 2,
+}
+POOLING_ADAPTORS = ("pool_width_mlp_gelu", "pool_height_mlp_gelu")  # they halve a side of the grid
 
 POSITIVE_LANGUAGE = (
     "hidden_size",
@@ -46,7 +55,13 @@ def check_model(model: ModelConfig) -> None:
         _check_sam(vision.sam)
     _require_positive(vision, ("max_images_per_forward",), "model.vision")
     check_adaptor(vision.adaptor, len(towers(vision)))
-    tokens_per_image(model)
+    side = math.isqrt(tokens_per_image(model))
+    if vision.adaptor.kind in POOLING_ADAPTORS and side % 2:
+        raise UserError(
+            f"model.vision.adaptor.kind={vision.adaptor.kind} joins neighbouring tokens in pairs, but the "
+            f"towers give {side} x {side} tokens; the side must be even: change model.vision.siglip.image_size "
+            "and model.vision.sam.resized_grid, or the kind"
+        )
 
 
 def check_adaptor(adaptor: AdaptorConfig, num_towers: int) -> None:

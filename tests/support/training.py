@@ -32,7 +32,10 @@ MODEL_CONFIGS = Path(__file__).parents[2] / "hydra_conf" / "model"
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One parallel setting, what trains, and for how many steps; odd steps are multimodal, even ones text."""
+    """One parallel setting, what trains, and for how many steps; odd steps are multimodal, even ones text.
+
+    `adaptor` and `towers` change the tiny model; `repeat` gives every step the first one's rows.
+    """
 
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     recompute: RecomputeConfig = field(default_factory=RecomputeConfig)
@@ -40,6 +43,9 @@ class Case:
     precision: str = "fp32"
     num_steps: int = 5
     num_rows: int = 8  # of the global batch
+    adaptor: str = "hybrid_mlp_gelu"
+    towers: tuple[str, ...] = ("sam", "siglip")
+    repeat: bool = False
 
 
 @dataclass(kw_only=True)
@@ -64,15 +70,23 @@ def tiny_model() -> ModelConfig:
     return model
 
 
+def model_of(case: Case) -> ModelConfig:
+    """The tiny model with the case's towers and adaptor."""
+    vision = tiny_model().vision
+    left_out = {name: None for name in ("sam", "siglip") if name not in case.towers}
+    adaptor = replace(vision.adaptor, kind=case.adaptor)
+    return replace(tiny_model(), vision=replace(vision, adaptor=adaptor, **left_out))
+
+
 def build(case: Case) -> tuple[list[Any], Optimizer, Groups]:
-    """The tiny model of this rank, wrapped, with a non-zero HD alpha, and its optimizer."""
+    """The model of this rank, wrapped, with a non-zero HD alpha, and its optimizer."""
     topology = Topology(
         world_size=dist.get_world_size(),
         tensor_size=case.parallel.tensor_size,
         pipeline_size=case.parallel.pipeline_size,
         virtual_size=case.parallel.virtual_size,
     )
-    model = tiny_model()
+    model = model_of(case)
     groups = build_groups(topology, seed=1, device=torch.device("cpu"))
     division = Division(
         topology=topology,
@@ -139,6 +153,7 @@ class _RecordingOptimizer(Optimizer):
 
 def batch(case: Case, step: int, groups: Groups) -> list[Microbatch]:
     """This data-parallel rank's rows of a global batch that depends on the step alone."""
+    step = 1 if case.repeat else step
     source = torch.Generator().manual_seed(step)
     rows = [random_row(source, images=(row + 1) % 3 if step % 2 else 0) for row in range(case.num_rows)]
     share = case.num_rows // groups.topology.data_size

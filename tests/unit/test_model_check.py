@@ -16,10 +16,17 @@ from megatron_vl.config.model import (
     SiglipConfig,
     VisionConfig,
 )
-from megatron_vl.config.model_check import check_model, image_size, largest_tower, tokens_per_image
+from megatron_vl.config.model_check import (
+    ADAPTOR_TOWERS,
+    check_model,
+    image_size,
+    largest_tower,
+    tokens_per_image,
+)
 
 CONFIGS = Path(__file__).parents[2] / "hydra_conf" / "model"
 HYBRID = AdaptorConfig(kind="hybrid_mlp_gelu")
+POOLING = "pool_height_mlp_gelu"
 LANGUAGE = LanguageConfig(
     hidden_size=64, num_layers=2, num_heads=4, ffn_hidden_size=96, vocab_size=128, max_positions=64
 )
@@ -41,6 +48,27 @@ def make(
     """The full-size towers over a small decoder, with changes."""
     towers = VisionConfig(siglip=SiglipConfig(**(siglip or {})), sam=SamConfig(**(sam or {})), adaptor=HYBRID)
     return ModelConfig(language=replace(LANGUAGE, **(language or {})), vision=replace(towers, **vision))
+
+
+def alone(kind: str) -> ModelConfig:
+    """SigLIP without SAM."""
+    model = make(adaptor=AdaptorConfig(kind=kind))
+    return replace(model, vision=replace(model.vision, sam=None))
+
+
+@pytest.mark.parametrize("kind", [kind for kind, towers in ADAPTOR_TOWERS.items() if towers == 2])
+def test_every_adaptor_keeps_the_number_of_tokens(kind: str) -> None:
+    model = make(adaptor=AdaptorConfig(kind=kind))
+    check_model(model)
+    assert tokens_per_image(model) == 576
+
+
+@pytest.mark.parametrize("left_out", ["sam", "siglip"])
+def test_a_tower_may_stand_alone(left_out: str) -> None:
+    model = make()
+    alone = replace(model.vision, adaptor=AdaptorConfig(), **{left_out: None})
+    check_model(replace(model, vision=alone))
+    assert tokens_per_image(replace(model, vision=alone)) == 576
 
 
 @pytest.mark.parametrize(
@@ -98,6 +126,11 @@ def test_the_largest_tower_gives_size_and_colour() -> None:
         (make(adaptor=AdaptorConfig()), r"adaptor\.kind=mlp_gelu .*2 vision"),
         (make(adaptor=AdaptorConfig(kind="none")), r"adaptor\.kind=none .*mlp_gelu.*hybrid_mlp_gelu"),
         (make(adaptor=replace(HYBRID, depth=0)), r"adaptor\.depth=0"),
+        (alone("shared_mlp_gelu"), r"adaptor\.kind=shared.* 1 vision"),
+        (
+            make(siglip={"image_size": 336}, sam={"resized_grid": 84}, adaptor=AdaptorConfig(kind=POOLING)),
+            r"adaptor\.kind=pool_height_mlp_gelu .*21 x 21 tokens.*siglip\.image_size.*sam\.resized_grid",
+        ),
         (make(max_images_per_forward=0), r"max_images_per_forward=0"),
         (make(language={"num_heads": 3}), r"language\.hidden_size=64 .*language\.num_heads=3"),
         (make(language={"num_heads": 64}), r"64 .*= 1 must be even"),
