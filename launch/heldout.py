@@ -3,6 +3,7 @@
 import json
 
 from megatron_vl.evaluate.heldout import Scorer
+from megatron_vl.evaluate.rows import RowScorer
 from megatron_vl.evaluate.samples import heldout_samples
 from megatron_vl.train.metrics import HeldoutLoss, ImageUse
 from megatron_vl.train.run_dir import RunDirectory, write_atomically
@@ -23,20 +24,20 @@ def evaluate_heldout(
 
     `directory` is where a few of the samples go, on the rank that writes. Collective over the world.
     """
-    scorer = Scorer(
+    rows = RowScorer(
         chunks=stage.model.chunks,
         groups=stage.model.groups,
         content=sources.content,
         sequence_length=stage.settings.values.sequence_length,
-        max_samples=max_samples,
     )
-    name, rows = stage.settings.name, list[HeldoutLoss | ImageUse]()
+    scorer = Scorer(rows=rows, max_samples=max_samples)
+    name, results = stage.settings.name, list[HeldoutLoss | ImageUse]()
     used = [source for source in stage.settings.values.sources if source in sources.heldout]
     for source in used if max_samples else []:
         index = sources.heldout[source]
         scores = scorer.score(index)
         count = len(scores.sample_losses)
-        rows.append(
+        results.append(
             HeldoutLoss(
                 stage=name,
                 step=step,
@@ -48,8 +49,8 @@ def evaluate_heldout(
         )
         if ends and sources.modality[source] == "multimodal":
             use = scorer.image_use(index, scores)
-            rows.append(ImageUse(stage=name, global_step=global_step, source=source, **vars(use)))
+            results.append(ImageUse(stage=name, global_step=global_step, source=source, **vars(use)))
     if ends and directory is not None:
         images = [sources.heldout[source] for source in used if sources.modality[source] == "multimodal"]
         write_atomically(directory.samples, json.dumps(heldout_samples(images, sources.content)))
-    return rows
+    return results

@@ -1,4 +1,4 @@
-"""Brings the bytes of planned steps to a rank that needs them, ahead of the training loop.
+"""Brings what planned steps hold to a rank that needs it, ahead of the loop that runs them.
 
 planner.next() ── plan ──> units ── read and decoded in threads ──> microbatches ── prefetched ──> loop
 
@@ -7,10 +7,9 @@ One background thread does this step by step, in order, so a step's content does
 
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import lru_cache
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -22,22 +21,17 @@ from megatron_vl.data.batch import (
     RowRule,
     UnitTokens,
     assemble,
-    blank_unit,
-    cut_unit,
     lay_out,
     mask_failed,
     microbatch_length,
     split_packs,
 )
-from megatron_vl.data.images import ImageRule, ImageTokens, decode_image
-from megatron_vl.data.index import SourceIndex
+from megatron_vl.data.images import ImageRule, ImageTokens
 from megatron_vl.data.plan_state import PlanState
-from megatron_vl.data.sample import SampleError, parse_sample
-from megatron_vl.data.shards import ShardReader
-from megatron_vl.data.text import EncodedSample, TextRule
+from megatron_vl.data.sample import SampleError
+from megatron_vl.data.text import TextRule
 from megatron_vl.data.types import Microbatch, Pack, StepPlan, Unit
 
-MAX_CACHED_DOCUMENTS = 32  # longer than a row, of which other pieces will be asked for
 MAX_EXAMPLES = 5  # of failed samples, by name
 
 
@@ -73,6 +67,24 @@ class ContentRule:
     max_sample_bytes: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class UnitContent:
+    """What was read of a unit; what the rank's role has no use for is None.
+
+    A unit that cannot be used has its `error`, and stand-ins of the planned sizes.
+    """
+
+    tokens: UnitTokens | None
+    images: list[NDArray[np.uint8]] | None
+    error: SampleError | None
+
+
+class UnitReader(Protocol):
+    """Where units come from; called from several threads."""
+
+    def read(self, unit: Unit) -> UnitContent: ...
+
+
 @dataclass(kw_only=True)
 class Failures:
     """Units whose bytes could not be used on this rank, by cause, among all that it read."""
@@ -104,15 +116,6 @@ class LoadedStep:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Content:
-    """What was read of a unit; what the role has no use for is None."""
-
-    tokens: UnitTokens | None
-    images: list[NDArray[np.uint8]] | None
-    error: SampleError | None
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Prepared:
     plan: StepPlan
     microbatches: list[Microbatch]
@@ -132,7 +135,7 @@ class Loader:
     def __init__(
         self,
         planner: StepPlanner,
-        sources: Mapping[str, SourceIndex],
+        reader: UnitReader,
         content: ContentRule,
         rows: RowRule,
         role: Role,
@@ -140,12 +143,10 @@ class Loader:
         prefetch_steps: int = 2,
         num_threads: int = 4,
     ) -> None:
-        """`prefetch_steps` steps are prepared ahead; `num_threads` read and decode samples."""
+        """`reader` reads what `role` needs. `prefetch_steps` steps are prepared ahead, by `num_threads`."""
         self.failures = Failures()
-        self._planner, self._sources, self._content = planner, sources, content
+        self._planner, self._reader, self._content = planner, reader, content
         self._rows, self._role = rows, role
-        self._reader = ShardReader()
-        self._encode_document = lru_cache(maxsize=MAX_CACHED_DOCUMENTS)(self._encode)
         self._sample_threads = ThreadPoolExecutor(num_threads, thread_name_prefix="samples")
         self._step_thread = ThreadPoolExecutor(1, thread_name_prefix="steps")
         self._pending: deque[Future[_Prepared]] = deque()
@@ -208,7 +209,7 @@ class Loader:
 
     def _load(self, packs: Sequence[Pack], length: int, errors: list[SampleError]) -> Microbatch:
         role, layout = self._role, lay_out(packs, self._rows, length)
-        contents = list(self._sample_threads.map(self._read_unit, layout.units))
+        contents = list(self._sample_threads.map(self._reader.read, layout.units))
         tokens = [content.tokens for content in contents if content.tokens is not None]
         microbatch = assemble(
             layout,
@@ -221,70 +222,7 @@ class Loader:
         errors += [content.error for content in contents if content.error is not None]
         return mask_failed(microbatch, [unit for unit, read in enumerate(contents) if read.error is not None])
 
-    def _stack_images(self, contents: Sequence[_Content]) -> NDArray[np.uint8]:
+    def _stack_images(self, contents: Sequence[UnitContent]) -> NDArray[np.uint8]:
         size = self._content.image.size
         images = [image for content in contents for image in content.images or []]
         return np.stack(images) if images else np.zeros((0, 3, size, size), dtype=np.uint8)
-
-    def _read_unit(self, unit: Unit) -> _Content:
-        tokens, images, errors = None, None, []
-        if self._role.reads_tokens or self._role.reads_labels:
-            try:
-                tokens = self._read_tokens(unit)
-            except SampleError as error:
-                errors.append(error)
-                tokens = self._blank(unit)
-        if self._role.reads_images:
-            images = [self._read_image(unit, number, errors) for number in range(unit.num_images)]
-        return _Content(tokens=tokens, images=images, error=errors[0] if errors else None)
-
-    def _read_tokens(self, unit: Unit) -> UnitTokens:
-        """Raises SampleError where the sample's text is not what its index was made of."""
-        index = self._sources[unit.source]
-        is_long = index.num_text_tokens[unit.sample] > self._rows.sequence_length
-        encoded = (self._encode_document if is_long else self._encode)(unit.source, unit.sample)
-        tokens = cut_unit(encoded, unit.piece, self._rows.sequence_length)
-        num_image_tokens = int((tokens.inputs == self._content.text.image_id).sum())
-        expected = self._num_image_tokens(unit)
-        if len(tokens.inputs) != unit.num_tokens or num_image_tokens != expected:
-            location = index.locate(unit.sample)
-            detail = (
-                f"{len(tokens.inputs)} tokens, {num_image_tokens} of images; "
-                f"the index says {unit.num_tokens} and {expected}"
-            )
-            raise SampleError("differs from its index", location.key, location.shard, detail)
-        return tokens
-
-    def _encode(self, source: str, row: int) -> EncodedSample:
-        index = self._sources[source]
-        location = index.locate(row)
-        data = self._reader.read(location, location.text)
-        sample = parse_sample(data, location.key, location.shard, self._content.max_sample_bytes)
-        per_image = self._tokens_per_image(index, row)
-        if sample.num_images != len(per_image):
-            detail = f"{sample.num_images} image marks; the index says {len(per_image)}"
-            raise SampleError("differs from its index", location.key, location.shard, detail)
-        return self._content.text.encode(sample, per_image)
-
-    def _read_image(self, unit: Unit, number: int, errors: list[SampleError]) -> NDArray[np.uint8]:
-        rule = self._content.image
-        location = self._sources[unit.source].locate(unit.sample)
-        data = self._reader.read(location, location.images[number])
-        try:
-            return decode_image(data, rule, location.key, location.shard)
-        except SampleError as error:
-            errors.append(error)
-            return np.zeros((3, rule.size, rule.size), dtype=np.uint8)
-
-    def _blank(self, unit: Unit) -> UnitTokens:
-        text = self._content.text
-        return blank_unit(
-            unit.num_tokens, self._num_image_tokens(unit), image_id=text.image_id, filler_id=text.eos_id
-        )
-
-    def _num_image_tokens(self, unit: Unit) -> int:
-        return sum(self._tokens_per_image(self._sources[unit.source], unit.sample))
-
-    def _tokens_per_image(self, index: SourceIndex, row: int) -> list[int]:
-        sizes = index.image_sizes[index.image_starts[row] : index.image_starts[row + 1]]
-        return [int(count) for count in self._content.image_tokens.count(sizes)]

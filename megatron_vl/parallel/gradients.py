@@ -1,6 +1,6 @@
 """Gradients across ranks: megatron-core's DistributedDataParallel and the hooks its schedules call."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -56,12 +56,13 @@ def _trains_vision(chunk: MegatronModule) -> bool:
 
 
 @contextmanager
-def parameters_at_rest(chunks: list[DistributedDataParallel]) -> Iterator[None]:
+def parameters_at_rest(chunks: Sequence[MegatronModule]) -> Iterator[None]:
     """Every parameter holds the optimizer's last step, and forward passes gather none: for saving and evaluating.
 
-    Collective over the data-parallel group.
+    Collective over the data-parallel group. Chunks that `distribute` has not wrapped are at rest anyway.
     """
-    overlapped = [chunk for chunk in chunks if chunk.ddp_config.overlap_param_gather]
+    wrapped = [chunk for chunk in chunks if isinstance(chunk, DistributedDataParallel)]
+    overlapped = [chunk for chunk in wrapped if chunk.ddp_config.overlap_param_gather]
     for chunk in overlapped:
         chunk.disable_forward_pre_hook()
     try:

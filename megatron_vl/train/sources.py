@@ -16,6 +16,7 @@ from megatron_vl.data.index import SourceIndex
 from megatron_vl.data.loader import ContentRule, Loader, Role
 from megatron_vl.data.plan import Planner, PlanSettings, choose_lanes
 from megatron_vl.data.text import TextRule
+from megatron_vl.data.units import IndexedUnits
 from megatron_vl.train.settings import StageSettings
 
 
@@ -129,9 +130,9 @@ def build_loader(
     planner: Planner, sources: Sources, stage: StageSettings, role: Role, data: DataConfig
 ) -> Loader:
     """The stage's microbatches for one rank."""
-    return Loader(
-        planner, sources.training, sources.content, row_rule(stage), role, prefetch_steps=data.prefetch_steps
-    )
+    rows = row_rule(stage)
+    reader = IndexedUnits(sources.training, sources.content, rows.sequence_length, role)
+    return Loader(planner, reader, sources.content, rows, role, prefetch_steps=data.prefetch_steps)
 
 
 def row_rule(stage: StageSettings) -> RowRule:

@@ -13,6 +13,7 @@ from megatron_vl.data.indexing import build_index
 from megatron_vl.data.loader import ContentRule, LoadedStep, Loader, Role
 from megatron_vl.data.plan_state import PlanState
 from megatron_vl.data.types import MULTIMODAL, Microbatch, Pack, StepPlan, Unit
+from megatron_vl.data.units import IndexedUnits
 from tests.support.tiny_data import Samples, picture, text_rule, write_source, write_tokenizer
 
 TOKENS_PER_IMAGE = 4
@@ -76,7 +77,8 @@ class LoaderSetup:
     def loader(
         self, planner: "FixedPlanner", role: Role = ALL, rows: RowRule = PACKED, **options: Any
     ) -> Loader:
-        return Loader(planner, {"mixed": self.index}, self.content, rows, role, **options)
+        reader = IndexedUnits({"mixed": self.index}, self.content, rows.sequence_length, role)
+        return Loader(planner, reader, self.content, rows, role, **options)
 
     def step(
         self, packs: Sequence[Sequence[Unit]], role: Role = ALL, rows: RowRule = PACKED, **options: Any

@@ -1,0 +1,93 @@
+"""Reads units of indexed sources: tokens and images from their shards."""
+
+from collections.abc import Mapping
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_vl.data.batch import UnitTokens, blank_unit, cut_unit
+from megatron_vl.data.images import decode_image
+from megatron_vl.data.index import SourceIndex
+from megatron_vl.data.loader import ContentRule, Role, UnitContent
+from megatron_vl.data.sample import SampleError, parse_sample
+from megatron_vl.data.shards import ShardReader
+from megatron_vl.data.text import EncodedSample
+from megatron_vl.data.types import Unit
+
+MAX_CACHED_DOCUMENTS = 32  # longer than a row, of which other pieces will be asked for
+
+
+class IndexedUnits:
+    """A loader's reader over indexed sources, by name. Images that fail are zeros, texts that fail are blank."""
+
+    def __init__(
+        self, sources: Mapping[str, SourceIndex], content: ContentRule, sequence_length: int, role: Role
+    ) -> None:
+        self._sources, self._content = sources, content
+        self._sequence_length, self._role = sequence_length, role
+        self._shards = ShardReader()
+        self._encode_document = lru_cache(maxsize=MAX_CACHED_DOCUMENTS)(self._encode)
+
+    def read(self, unit: Unit) -> UnitContent:
+        tokens, images, errors = None, None, []
+        if self._role.reads_tokens or self._role.reads_labels:
+            try:
+                tokens = self._read_tokens(unit)
+            except SampleError as error:
+                errors.append(error)
+                tokens = self._blank(unit)
+        if self._role.reads_images:
+            images = [self._read_image(unit, number, errors) for number in range(unit.num_images)]
+        return UnitContent(tokens=tokens, images=images, error=errors[0] if errors else None)
+
+    def _read_tokens(self, unit: Unit) -> UnitTokens:
+        """Raises SampleError where the sample's text is not what its index was made of."""
+        index = self._sources[unit.source]
+        is_long = index.num_text_tokens[unit.sample] > self._sequence_length
+        encoded = (self._encode_document if is_long else self._encode)(unit.source, unit.sample)
+        tokens = cut_unit(encoded, unit.piece, self._sequence_length)
+        num_image_tokens = int((tokens.inputs == self._content.text.image_id).sum())
+        expected = self._num_image_tokens(unit)
+        if len(tokens.inputs) != unit.num_tokens or num_image_tokens != expected:
+            location = index.locate(unit.sample)
+            detail = (
+                f"{len(tokens.inputs)} tokens, {num_image_tokens} of images; "
+                f"the index says {unit.num_tokens} and {expected}"
+            )
+            raise SampleError("differs from its index", location.key, location.shard, detail)
+        return tokens
+
+    def _encode(self, source: str, row: int) -> EncodedSample:
+        index = self._sources[source]
+        location = index.locate(row)
+        data = self._shards.read(location, location.text)
+        sample = parse_sample(data, location.key, location.shard, self._content.max_sample_bytes)
+        per_image = self._tokens_per_image(index, row)
+        if sample.num_images != len(per_image):
+            detail = f"{sample.num_images} image marks; the index says {len(per_image)}"
+            raise SampleError("differs from its index", location.key, location.shard, detail)
+        return self._content.text.encode(sample, per_image)
+
+    def _read_image(self, unit: Unit, number: int, errors: list[SampleError]) -> NDArray[np.uint8]:
+        rule = self._content.image
+        location = self._sources[unit.source].locate(unit.sample)
+        data = self._shards.read(location, location.images[number])
+        try:
+            return decode_image(data, rule, location.key, location.shard)
+        except SampleError as error:
+            errors.append(error)
+            return np.zeros((3, rule.size, rule.size), dtype=np.uint8)
+
+    def _blank(self, unit: Unit) -> UnitTokens:
+        text = self._content.text
+        return blank_unit(
+            unit.num_tokens, self._num_image_tokens(unit), image_id=text.image_id, filler_id=text.eos_id
+        )
+
+    def _num_image_tokens(self, unit: Unit) -> int:
+        return sum(self._tokens_per_image(self._sources[unit.source], unit.sample))
+
+    def _tokens_per_image(self, index: SourceIndex, row: int) -> list[int]:
+        sizes = index.image_sizes[index.image_starts[row] : index.image_starts[row + 1]]
+        return [int(count) for count in self._content.image_tokens.count(sizes)]
