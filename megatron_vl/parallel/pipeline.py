@@ -1,6 +1,6 @@
 """One forward-backward pass over the pipeline: microbatches in, summed losses out."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -98,6 +98,34 @@ def _sum_losses(
 
 def _keep_output(microbatch: Microbatch, output: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     return output.new_zeros(()), {"output": output.detach()}
+
+
+def run_chain(
+    chunks: list[Any],
+    run_chunk: Callable[[Any, Tensor | None], Tensor],
+    hidden_shape: Sequence[int],
+    groups: Groups,
+) -> Tensor | None:
+    """Forward one row through all (virtual) stages without a schedule: for rows whose shape changes from one to
+    the next, and of which each waits for the one before it, as in generation.
+
+    `run_chunk` takes a chunk and what the stage before it made (None for the first one). What stages exchange has
+    `hidden_shape`. Returns what the last chunk made, on the last stage; None elsewhere.
+    """
+    pipeline = groups.collection.pp
+    ranks = dist.get_process_group_ranks(pipeline)
+    before, after = ranks[groups.pipeline_rank - 1], ranks[(groups.pipeline_rank + 1) % len(ranks)]
+    made: Tensor | None = None
+    for index, chunk in enumerate(chunks):
+        received = None
+        if index > 0 or not groups.is_first_stage:
+            dtype = chunk.config.pipeline_dtype
+            received = torch.empty(hidden_shape, dtype=dtype, device=groups.device)
+            dist.recv(received, before, group=pipeline)
+        made = run_chunk(chunk, received)
+        if index < len(chunks) - 1 or not groups.is_last_stage:
+            dist.send(made.contiguous(), after, group=pipeline)
+    return made if groups.is_last_stage else None
 
 
 def agree_on_plan(microbatches: list[Microbatch], digest: int, groups: Groups) -> list[tuple[int, ...]]:

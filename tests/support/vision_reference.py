@@ -48,6 +48,11 @@ def reference_model(siglip: SiglipConfig, sam: SamConfig, hidden_size: int) -> D
         intermediate_size=1,
         vocab_size=8,
     )
+    return DeepseekVLHybridModel(reference_config(siglip, sam, text)).eval()
+
+
+def reference_config(siglip: SiglipConfig, sam: SamConfig, text: LlamaConfig) -> DeepseekVLHybridConfig:
+    """Transformers' hybrid configuration with our towers' sizes and explicit attention."""
     low = ReferenceSiglipConfig(
         hidden_size=siglip.width,
         intermediate_size=siglip.ffn_hidden_size,
@@ -69,14 +74,13 @@ def reference_model(siglip: SiglipConfig, sam: SamConfig, hidden_size: int) -> D
         global_attn_indexes=sam.global_layers,
         output_channels=sam.neck_width,
     )
-    config = DeepseekVLHybridConfig(
+    return DeepseekVLHybridConfig(
         text_config=text,
         vision_config=low,
         high_res_vision_config=high,
         tie_word_embeddings=False,
         attn_implementation="eager",
     )
-    return DeepseekVLHybridModel(config).eval()
 
 
 @torch.no_grad()
