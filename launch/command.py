@@ -4,28 +4,29 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from megatron_vl.config.errors import UserError
-from megatron_vl.config.root import PretrainConfig, register_schemas
+from megatron_vl.config.root import register_schemas
 
 CONFIG_FOLDER = Path(__file__).parent.parent / "hydra_conf"
 
 
-def run_command(task: Callable[[PretrainConfig], int]) -> None:
-    """Call `task` with `hydra_conf/pretrain.yaml` after the command line's overrides; exit with its status.
+def run_command(task: Callable[[Any], int], config_name: str = "pretrain") -> None:
+    """Call `task` with `hydra_conf/<config_name>.yaml` after the command line's overrides; exit with its status.
 
     A UserError is printed alone, as one line that begins with "error: ", and the exit status is 1. Ranks of one run
     that meet the same error print it once.
     """
     register_schemas()
 
-    @hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name="pretrain")
+    @hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=config_name)
     def compose(tree: DictConfig) -> None:
         try:
-            status = task(OmegaConf.to_object(tree))  # type: ignore[arg-type]
+            status = task(OmegaConf.to_object(tree))
         except UserError as error:
             if _is_first_to_report():
                 print(f"error: {error}", file=sys.stderr, flush=True)

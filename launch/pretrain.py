@@ -10,7 +10,7 @@ import sys
 from launch.command import run_command
 from megatron_vl.config.root import PretrainConfig
 from megatron_vl.device.processes import LAUNCHER_VARIABLE, die_with_parent, rank_environment
-from megatron_vl.train.resume import find_start, is_complete
+from megatron_vl.train.resume import check_initial, find_start, is_complete
 from megatron_vl.train.run_dir import RunDirectory
 from megatron_vl.train.settings import required_processes, resolve_stages
 
@@ -37,7 +37,8 @@ def pretrain(config: PretrainConfig) -> int:
         from launch.ranks import start_local_ranks
         from megatron_vl.train.sources import open_sources
 
-        # What is wrong with the data is said here, before ranks start.
+        # What is wrong with data and weights is said here, before ranks start.
+        check_initial(config)
         open_sources(config.data, config.model, stages)
         return start_local_ranks(world_size, sys.argv[1:], run, config.run.threads_per_process)
     from launch.rank import run_rank

@@ -3,6 +3,7 @@
 import warnings
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 
 from launch.heldout import evaluate_heldout
 from megatron_vl.checkpoint.store import CheckpointStore
@@ -13,7 +14,7 @@ from megatron_vl.device.processes import RankEnvironment
 from megatron_vl.train.environment import current_commit, environment_versions
 from megatron_vl.train.loop import Run
 from megatron_vl.train.recorder import Recorder
-from megatron_vl.train.resume import find_start, fingerprint
+from megatron_vl.train.resume import describe, find_start, fingerprint
 from megatron_vl.train.run_dir import RunDirectory
 from megatron_vl.train.session import pretrain
 from megatron_vl.train.settings import StageSettings
@@ -43,7 +44,12 @@ def run_rank(
             config=config,
             fingerprint=fingerprint(config),
             device=device,
-            store=CheckpointStore(directory.checkpoints, config.checkpoint.keep),
+            store=CheckpointStore(
+                directory.checkpoints,
+                config.checkpoint.keep,
+                describe(config, sources.content.text.image_id),
+                Path(config.data.tokenizer),
+            ),
             recorder=recorder,
             stop=stop,
             evaluate=partial(

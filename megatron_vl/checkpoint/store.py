@@ -1,8 +1,8 @@
 """Saving and loading through megatron-core's distributed checkpoints.
 
-A checkpoint is a folder `<stage>-<step>` with the sharded tensors (weights, optimizer, random states) and
-`state.json` (where the run stood). It is written aside and renamed when every rank has finished and its files are
-on disk, so a folder that carries the name is whole.
+A checkpoint is a folder `<stage>-<step>` with the sharded tensors (weights, optimizer, random states), `model.json`
+and the tokenizer (what the weights are), and `state.json` (where the run stood). It is written aside and renamed when
+every rank has finished and its files are on disk, so a folder that carries the name is whole.
 """
 
 import json
@@ -16,23 +16,41 @@ import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, tensor_parallel
 from megatron.core.dist_checkpointing.mapping import ShardedObject
-from megatron.core.dist_checkpointing.serialization import get_default_save_sharded_strategy
+from megatron.core.dist_checkpointing.serialization import (
+    get_default_save_sharded_strategy,
+    load_sharded_metadata,
+)
 from megatron.core.dist_checkpointing.validation import StrictHandling
 from megatron.core.optimizer import MegatronOptimizer
 
+from megatron_vl.checkpoint.description import (
+    Description,
+    check_same_weights,
+    read_description,
+    write_description,
+)
 from megatron_vl.checkpoint.state import ASIDE, STATE_FILE, RunState, read_state, whole_checkpoints
 from megatron_vl.config.errors import UserError
+from megatron_vl.config.model import ModelConfig
 from megatron_vl.parallel.groups import Groups
 
 # Resumes at any parallel size; it gathers all optimizer state over data-parallel ranks, which small models bear.
 SHARDING = {"distrib_optim_sharding_type": "fully_reshardable", "fully_reshardable_mem_efficient": False}
 
+RANDOM = "random"
+# TransformerEngine's layers keep fp8 scales under this name. Ours have none, and other layers lack the entries.
+EXTRA_STATE = "_extra_state"
+
 
 class CheckpointStore:
-    """The checkpoints of one run directory. Its methods are collective over the world."""
+    """The checkpoints of one run directory. Its methods are collective over the world.
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    Each gets the `description` of the weights and the tokenizer files beside `tokenizer`.
+    """
+
+    def __init__(self, folder: Path, keep: int, description: Description, tokenizer: Path) -> None:
         self.folder, self.keep = folder, keep
+        self.description, self.tokenizer = description, tokenizer
 
     def save(self, state: RunState, chunks: list[Any], optimizer: MegatronOptimizer, groups: Groups) -> Path:
         """Write a checkpoint and drop the oldest beyond `keep`."""
@@ -48,6 +66,7 @@ class CheckpointStore:
             get_default_save_sharded_strategy("torch_dist", 1),
         )
         if dist.get_rank() == 0:
+            write_description(aside, self.description, self.tokenizer.parent)
             _write_synced(aside / STATE_FILE, json.dumps(asdict(state)))
             if path.exists():
                 shutil.rmtree(path)
@@ -64,32 +83,38 @@ class CheckpointStore:
 
 
 def load_training_state(path: Path, chunks: list[Any], optimizer: MegatronOptimizer, groups: Groups) -> None:
-    """Load weights, optimizer and random states into this rank's wrapped chunks. Collective."""
+    """Load weights, optimizer and random states into this rank's wrapped chunks, at any parallel size. Collective.
+
+    Random states belong to ranks: where a checkpoint has none for these parallel sizes, they stay as they are.
+    """
     wanted = _sharded_state(chunks, optimizer, groups, is_loading=True)
-    loaded = dist_checkpointing.load(wanted, str(path), strict=StrictHandling.RAISE_ALL)
+    stored = load_sharded_metadata(str(path))
+    if wanted["random"].unique_key not in stored:
+        del wanted["random"]
+    loaded, unread, _ = dist_checkpointing.load(wanted, str(path), strict=StrictHandling.RETURN_ALL)
+    left_over = [key for key in unread if not key.startswith(RANDOM) and not key.endswith(EXTRA_STATE)]
+    if left_over:
+        raise UserError(f"{path} holds what this model has not: {', '.join(sorted(left_over))}")
     _load_chunks(loaded, _modules(chunks))
     optimizer.load_state_dict(loaded["optimizer"])
-    random_states = loaded["random"][0]
-    torch.set_rng_state(random_states["torch"])
-    tensor_parallel.get_cuda_rng_tracker().set_states(random_states["tracker"])
+    if "random" in loaded:
+        random_states = loaded["random"][0]
+        torch.set_rng_state(random_states["torch"])
+        tensor_parallel.get_cuda_rng_tracker().set_states(random_states["tracker"])
 
 
-def load_weights(path: Path, chunks: list[Any]) -> None:
+def load_weights(path: Path, chunks: list[Any], model: ModelConfig) -> None:
     """Load model weights alone into chunks not wrapped yet, at any parallel size. Collective.
 
     Raises:
-        UserError: `path` is no checkpoint, or its weights are not this model's.
+        UserError: `path` is no checkpoint, or its weights are not those of `model`.
     """
-    if not (path / STATE_FILE).exists():
-        raise UserError(
-            f"checkpoint.initial={path} is not a checkpoint: it has no {STATE_FILE}; "
-            "give a folder such as runs/NAME/checkpoints/joint-00000350"
-        )
+    check_same_weights(path, read_description(path).model, model)
     wanted = _sharded_weights(chunks)
     try:
         loaded = dist_checkpointing.load(wanted, str(path), strict=StrictHandling.RAISE_UNEXPECTED)
     except dist_checkpointing.core.CheckpointingException as error:
-        raise UserError(f"checkpoint.initial={path} does not hold this model's weights: {error}") from error
+        raise UserError(f"{path} does not hold this model's weights: {error}") from error
     _load_chunks(loaded, chunks)
 
 
@@ -110,7 +135,7 @@ def _random_states(groups: Groups) -> ShardedObject:
     }
     sizes = (groups.topology.pipeline_size, groups.topology.tensor_size)
     place = (groups.pipeline_rank, groups.tensor_rank)
-    return ShardedObject("random", [values], sizes, place, replica_id=groups.data_rank)
+    return ShardedObject(RANDOM, [values], sizes, place, replica_id=groups.data_rank)
 
 
 def _modules(chunks: list[Any]) -> list[Any]:
@@ -118,12 +143,22 @@ def _modules(chunks: list[Any]) -> list[Any]:
 
 
 def _sharded_weights(modules: list[Any]) -> dict[str, Any]:
-    return {f"chunk{index}": module.sharded_state_dict() for index, module in enumerate(modules)}
+    return {
+        f"chunk{index}": {
+            name: value
+            for name, value in module.sharded_state_dict().items()
+            if not name.endswith(EXTRA_STATE)
+        }
+        for index, module in enumerate(modules)
+    }
 
 
 def _load_chunks(loaded: dict[str, Any], modules: list[Any]) -> None:
     for index, module in enumerate(modules):
-        module.load_state_dict(loaded[f"chunk{index}"], strict=True)
+        missing, unexpected = module.load_state_dict(loaded[f"chunk{index}"], strict=False)
+        missing = [name for name in missing if not name.endswith(EXTRA_STATE)]
+        if missing or unexpected:
+            raise RuntimeError(f"weights left out: {missing}; unknown weights: {unexpected}")
 
 
 def _write_synced(path: Path, text: str) -> None:

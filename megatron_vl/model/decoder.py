@@ -119,8 +119,6 @@ def _block_spec(
         layer.submodules.input_layernorm = RMSNorm
         layer.submodules.pre_mlp_layernorm = RMSNorm
         layer.submodules.self_attention.submodules.core_attention = PackedAttention
-        # Keep the norms' own names: the map would rename them to TransformerEngine's fused modules.
-        layer.submodules.sharded_state_dict_keys_map = {}
     num_layers = get_num_layers_to_build(config, vp_stage=chunk.index, pp_rank=pipeline_rank)
     return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=FinalNorm)
 

@@ -87,25 +87,40 @@ def part_of(parameter_name: str) -> str:
 def initialize_vision(
     module: nn.Module, generator_for: Callable[[str], torch.Generator], std: float = 0.02
 ) -> None:
-    """Draw anew every parameter of the children `towers` and `adaptor`, each from a generator of its own.
+    """Give every parameter of the children `towers` and `adaptor` its initial value (`vision_initializers`)."""
+    draws = vision_initializers(module, generator_for, std)
+    for name, parameter in module.named_parameters():
+        if name in draws:
+            parameter.copy_(draws[name]())
+
+
+def vision_initializers(
+    module: nn.Module, generator_for: Callable[[str], torch.Generator], std: float = 0.02
+) -> dict[str, Callable[[], Tensor]]:
+    """How to draw every parameter of the children `towers` and `adaptor`, each from a generator of its own.
 
     Weights of Linear and Conv2d: normal with standard deviation 1/sqrt(fan in), which keeps the signal's size
     at any width, so that even a tower that stays random passes its input on. Positions, absolute and
     relative: normal with `std`. Norms 1, biases 0, HD alpha 0.
 
-    `generator_for(name)` gives a CPU generator for the parameter `name` of `module`; values are drawn in
-    fp32 and depend on neither order nor device.
+    `generator_for(name)` gives a CPU generator for the parameter `name` of `module`, which may be on the meta
+    device; values are drawn in fp32 and depend on neither order nor device.
     """
-    for path, owner in module.named_modules():
-        if path.split(".")[0] not in ("towers", "adaptor"):
-            continue
-        for name, parameter in owner.named_parameters(recurse=False):
-            deviation = _standard_deviation(owner, name, parameter, std)
-            if deviation > 0:
-                values = torch.randn(parameter.shape, generator=generator_for(f"{path}.{name}"))
-                parameter.copy_(values * deviation)
-            else:
-                parameter.fill_(1.0 if isinstance(owner, nn.LayerNorm) and name == "weight" else 0.0)
+
+    def initializer(owner: nn.Module, path: str, name: str, parameter: Tensor) -> Callable[[], Tensor]:
+        deviation = _standard_deviation(owner, name, parameter, std)
+        if deviation > 0:
+            return lambda: torch.randn(parameter.shape, generator=generator_for(f"{path}.{name}")) * deviation
+        return lambda: torch.full(
+            parameter.shape, 1.0 if isinstance(owner, nn.LayerNorm) and name == "weight" else 0.0
+        )
+
+    return {
+        f"{path}.{name}": initializer(owner, path, name, parameter)
+        for path, owner in module.named_modules()
+        if path.split(".")[0] in ("towers", "adaptor")
+        for name, parameter in owner.named_parameters(recurse=False)
+    }
 
 
 def _standard_deviation(owner: nn.Module, name: str, parameter: Tensor, std: float) -> float:

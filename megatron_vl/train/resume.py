@@ -1,9 +1,16 @@
 """Whether and where an earlier start of this run can be continued. No torch: the launcher asks too."""
 
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from megatron_vl.checkpoint.description import (
+    Description,
+    Tokens,
+    check_same_weights,
+    read_description,
+)
 from megatron_vl.checkpoint.state import RunState, newest_checkpoint, read_state
 from megatron_vl.config.errors import UserError
 from megatron_vl.config.root import PretrainConfig
@@ -27,11 +34,16 @@ FREE = (
     "data.build_command",
     "data.prefetch_steps",
 )
+STAGE_PARALLEL = re.compile(r"stage\.\w+\.parallel\.\w+")
 
 
 def fingerprint(config: PretrainConfig) -> dict[str, Any]:
     """Every value of the configuration that a resume must find unchanged, by its dotted name."""
-    return {name: value for name, value in _flatten(asdict(config)) if not name.startswith(FREE)}
+    return {
+        name: value
+        for name, value in _flatten(asdict(config))
+        if not name.startswith(FREE) and not STAGE_PARALLEL.fullmatch(name)
+    }
 
 
 def find_start(config: PretrainConfig, run: RunDirectory) -> tuple[Path, RunState] | None:
@@ -56,6 +68,28 @@ def find_start(config: PretrainConfig, run: RunDirectory) -> tuple[Path, RunStat
             "it, or another run.dir to start anew"
         )
     return path, state
+
+
+def describe(config: PretrainConfig, image_token_id: int) -> Description:
+    """What the run's checkpoints say of their weights."""
+    data = config.data
+    tokens = Tokens(
+        bos_token=data.bos_token,
+        eos_token=data.eos_token,
+        image_token=data.image_token,
+        chat_template=data.chat_template,
+    )
+    return Description(model=config.model, image_token_id=image_token_id, tokens=tokens)
+
+
+def check_initial(config: PretrainConfig) -> None:
+    """Raise UserError where checkpoint.initial is no checkpoint, or not of this model."""
+    if config.checkpoint.initial is not None:
+        path = Path(config.checkpoint.initial)
+        try:
+            check_same_weights(path, read_description(path).model, config.model)
+        except UserError as error:  # its message begins with the path
+            raise UserError(f"checkpoint.initial={error}") from error
 
 
 def is_complete(config: PretrainConfig, state: RunState) -> bool:

@@ -124,7 +124,7 @@ def _build_model(
     if start.checkpoint is None:
         initialize(chunks, config.run.seed, language.init_std, groups.collection)
     elif start.resume is None:
-        load_weights(start.checkpoint, chunks)
+        load_weights(start.checkpoint, chunks, config.model)
     for chunk in chunks:
         freeze(chunk, settings.values.train)
     wrapped = distribute(chunks, core, settings.parallel, groups)

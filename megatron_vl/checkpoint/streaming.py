@@ -1,0 +1,99 @@
+"""Checkpoints read and written tensor by tensor, in one process: what is converted never lies in memory whole.
+
+The files are those of torch's distributed checkpoints, as megatron-core writes them, so that any number of ranks
+loads them at any parallel size.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
+from torch import Tensor
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
+
+from megatron_vl.config.errors import UserError
+
+COMMON_FILE = "common.pt"  # what megatron-core keeps beside sharded tensors
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor to come: its shape and dtype, and how to make it when it is written."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    read: Callable[[], Tensor]
+
+    @property
+    def num_bytes(self) -> int:
+        return self.shape.numel() * self.dtype.itemsize
+
+
+class _LazyPlanner(DefaultSavePlanner):
+    """Plans with tensors on the meta device, and asks for their values when it is their turn."""
+
+    def __init__(self, entries: Mapping[str, Entry]) -> None:
+        super().__init__()
+        self._entries = entries
+
+    def lookup_object(self, index: MetadataIndex) -> Tensor:
+        entry, tensor = self._entries[index.fqn], self._entries[index.fqn].read()
+        if tensor.shape != entry.shape or tensor.dtype != entry.dtype:
+            raise ValueError(f"{index.fqn}: {tensor.dtype} {tuple(tensor.shape)} is not {entry}")
+        return tensor.contiguous()
+
+
+def write_tensors(folder: Path, entries: Mapping[str, Entry]) -> None:
+    """Write a checkpoint of these tensors into an empty folder. One tensor at a time is in memory."""
+    planned = {
+        name: torch.empty(entry.shape, dtype=entry.dtype, device="meta") for name, entry in entries.items()
+    }
+    with _alone():
+        dcp.save(
+            planned, storage_writer=dcp.FileSystemWriter(folder), planner=_LazyPlanner(entries), no_dist=True
+        )
+    save_config(CheckpointingConfig(sharded_backend="torch_dist"), str(folder))
+    if not (folder / COMMON_FILE).exists():
+        torch.save({}, folder / COMMON_FILE)
+
+
+def read_tensors(folder: Path) -> dict[str, Entry]:
+    """All tensors of a checkpoint, each read when it is asked for.
+
+    Raises:
+        UserError: the folder holds no such checkpoint.
+    """
+    reader = dcp.FileSystemReader(folder)
+    try:
+        metadata = reader.read_metadata()
+    except Exception as error:  # a torn pickle raises many kinds
+        raise UserError(f"{folder} is not a whole checkpoint: {error}") from error
+
+    def entry(name: str, stored: TensorStorageMetadata) -> Entry:
+        def read() -> Tensor:
+            values = {name: torch.empty(stored.size, dtype=stored.properties.dtype)}
+            with _alone():
+                dcp.load(values, storage_reader=dcp.FileSystemReader(folder), no_dist=True)
+            return values[name]
+
+        return Entry(stored.size, stored.properties.dtype, read)
+
+    return {
+        name: entry(name, stored)
+        for name, stored in metadata.state_dict_metadata.items()
+        if isinstance(stored, TensorStorageMetadata)
+    }
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """One process is what is meant: torch need not say so."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
