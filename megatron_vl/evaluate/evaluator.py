@@ -67,10 +67,13 @@ class Evaluator:
     max_cached_positions: int = 16384
 
     def score(self, sequences: Sequence[TokenSequence]) -> list[SequenceScore]:
-        """Sum the loss of each sequence's scored tokens. One longer than a row is cut into rows, each on its own.
+        """Sum the loss of each sequence's scored tokens. A text longer than a row is cut into rows, each on its own.
 
-        Raises UserError where an image cannot be used.
+        Raises UserError where a sequence with images is longer than a row, or an image cannot be used.
         """
+        for sequence in sequences:
+            if sequence.images:
+                check_length(sequence.name, sequence.num_positions, self.sequence_length)
         units = cut_into_units(sequences, self.sequence_length)
         rows = RowScorer(
             chunks=self.chunks,

@@ -99,7 +99,8 @@ class Reference:
         return in_whole_names(self.model.state_dict(), self.model.config.text_config.num_attention_heads)
 
     @torch.no_grad()
-    def logits_TV(self, tokens: list[int], images_NCHW: Tensor) -> Tensor:
+    def logits(self, tokens: list[int], images_NCHW: Tensor) -> Tensor:
+        """[T, V]."""
         out: Tensor = self.model(**self._inputs(tokens, images_NCHW)).logits[0]
         return out
 
