@@ -9,9 +9,8 @@ import fcntl
 import json
 import shutil
 import tarfile
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from data_tools.command import source_folders, text_rule
+from data_tools.part_writer import Report, write_part
 from data_tools.recipe import Part, Recipe
 from data_tools.workers import worker_pool
 from megatron_vl.config.data import DataConfig
@@ -26,15 +26,10 @@ from megatron_vl.config.errors import UserError
 from megatron_vl.data.index import SourceIndex
 from megatron_vl.data.indexing import build_index
 from megatron_vl.data.sample import IMAGE_MARK
-from megatron_vl.data.shards import ShardWriter
 
 STAMP_NAME = "build.json"
 TOKENIZER_NAME = "tokenizer.json"
 HELDOUT = "heldout/"  # folders of this prefix are not trained on
-SAMPLES_PER_SHARD = 250  # several shards per lane of a small run
-DRAFTS_PER_TASK = 8
-
-Report = Callable[[str], None]
 
 
 def build(recipe: Recipe, config: DataConfig, *, num_processes: int, report: Report = print) -> bool:
@@ -44,6 +39,11 @@ def build(recipe: Recipe, config: DataConfig, *, num_processes: int, report: Rep
     the folder, the configuration names sources that the recipe lacks, or the tokenizer is unusable.
     """
     root = Path(config.root)
+    if recipe.train_tokenizer is None and _trains_tokenizer(config):
+        raise UserError(
+            f"data.tokenizer is {config.tokenizer}, in data.root, where a build puts what it trains; but "
+            f"{recipe.name} trains none: give the tokenizer.json of the language model, elsewhere"
+        )
     with _only_build(root, report):
         stamp = _stamp(recipe, config)
         if _is_complete(root, stamp, config, report):
@@ -54,7 +54,7 @@ def build(recipe: Recipe, config: DataConfig, *, num_processes: int, report: Rep
             parts = _decide(recipe, config, progress)
             with worker_pool(num_processes) as pool:
                 for part in parts:
-                    _write_part(part, aside, pool, progress)
+                    write_part(part, aside, pool, num_processes, progress, report)
             if _trains_tokenizer(config):
                 config = _train_tokenizer(recipe, aside, config, progress)
             _index(aside, config, progress)
@@ -143,30 +143,6 @@ def _decide(recipe: Recipe, config: DataConfig, progress: Progress) -> list[Part
     return parts
 
 
-def _write_part(part: Part, aside: Path, pool: Executor, progress: Progress) -> None:
-    targets = [aside / folder for folder in part.folders]
-    names = ", ".join(part.folders)
-    if all(target.exists() for target in targets):
-        progress.add_task(f"{names} (reused)", total=len(part.drafts), completed=len(part.drafts))
-        return
-    task = progress.add_task(names, total=len(part.drafts))
-    staging = aside / "writing"
-    for path in (*targets, staging):
-        shutil.rmtree(path, ignore_errors=True)
-    with ExitStack() as stack:
-        writers = [ShardWriter(staging / folder, max_samples=SAMPLES_PER_SHARD) for folder in part.folders]
-        for writer in writers:
-            stack.enter_context(writer)
-        for number, records in enumerate(pool.map(part.render, part.drafts, chunksize=DRAFTS_PER_TASK)):
-            for writer, record in zip(writers, records, strict=True):
-                writer.write(f"{writer.folder.name}-{number:06d}", record.fields, record.images)
-            progress.advance(task)
-    for folder, target in zip(part.folders, targets, strict=True):
-        target.parent.mkdir(exist_ok=True)
-        (staging / folder).rename(target)
-    shutil.rmtree(staging)
-
-
 def _folders(aside: Path) -> list[str]:
     """The finished folders, in the order of their names."""
     return sorted({shard.parent.relative_to(aside).as_posix() for shard in aside.rglob("*.tar")})
@@ -178,6 +154,7 @@ def _train_tokenizer(recipe: Recipe, aside: Path, config: DataConfig, progress: 
     folders = [aside / folder for folder in _folders(aside) if not folder.startswith(HELDOUT)]
     texts = (text for folder in folders for text in _texts(folder))
     path = aside / TOKENIZER_NAME
+    assert recipe.train_tokenizer is not None
     recipe.train_tokenizer(texts, path, _special_tokens(config))
     progress.advance(task)
     return replace(config, tokenizer=str(path))

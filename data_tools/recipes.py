@@ -1,9 +1,11 @@
-"""The recipes by name."""
+"""The recipe of a data set: that of its raw material, or one by name."""
 
 import os
 
 from data_tools.builder import build
 from data_tools.quickstart.recipe import quickstart
+from data_tools.raw.recipe import raw_recipe
+from data_tools.recipe import Recipe
 from data_tools.statistics import print_statistics
 from megatron_vl.config.data import DataConfig
 from megatron_vl.config.errors import UserError
@@ -12,8 +14,17 @@ RECIPES = {"quickstart": quickstart}
 
 
 def build_and_print(config: DataConfig) -> None:
-    """Build what is missing and print what there is. Raises UserError where no recipe has `data.name`."""
-    if config.name not in RECIPES:
-        raise UserError(f"data.name is {config.name!r}, which no recipe has; valid: {', '.join(RECIPES)}")
-    build(RECIPES[config.name](), config, num_processes=len(os.sched_getaffinity(0)))
+    """Build what is missing and print what there is. Raises UserError where there is no recipe."""
+    build(_recipe(config), config, num_processes=len(os.sched_getaffinity(0)))
     print_statistics(config)
+
+
+def _recipe(config: DataConfig) -> Recipe:
+    if any(source.raw is not None for source in config.sources.values()):
+        return raw_recipe(config)
+    if config.name not in RECIPES:
+        raise UserError(
+            f"data.name is {config.name!r}, which no recipe has; valid: {', '.join(RECIPES)}, or sources "
+            "with raw material (data.sources.SOURCE.raw)"
+        )
+    return RECIPES[config.name]()

@@ -4,12 +4,29 @@ from dataclasses import dataclass, field
 
 
 @dataclass(kw_only=True)
+class RawConfig:
+    """What `data_tools.build` makes a source's shards of; docs/data.md describes each `format`.
+
+    `file` holds the records, `images` is the folder that image names are relative to. `heldout_fraction` of the
+    records, drawn by image, go to the source's `heldout`. `system` begins conversations without a system message.
+    """
+
+    format: str = "conversations"
+    file: str = ""
+    images: str = ""
+    heldout_fraction: float = 0.0
+    system: str = ""
+    max_rejected_fraction: float = 0.01  # of the records; more that cannot be used stop the build
+
+
+@dataclass(kw_only=True)
 class SourceConfig:
     """One folder of indexed shards, and one of held-out shards. `modality`: text or multimodal."""
 
     path: str = ""
     heldout: str | None = None
     modality: str = "text"
+    raw: RawConfig | None = None
 
 
 @dataclass(kw_only=True)

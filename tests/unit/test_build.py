@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from data_tools import builder
+from data_tools import builder, part_writer
 from data_tools.builder import build
 from data_tools.command import CONFIG_FOLDER, source_folders, text_rule
 from data_tools.quickstart import recipe as quickstart_recipe
@@ -133,9 +133,9 @@ def test_one_process_builds_what_two_do_after_interruptions(
     without_processes(monkeypatch)
     root = tmp_path / "data"
     messages: list[str] = []
-    write = builder.ShardWriter.write
+    write = part_writer.ShardWriter.write
 
-    def stop_at_page_40(writer: builder.ShardWriter, key: str, *rest: object) -> None:
+    def stop_at_page_40(writer: part_writer.ShardWriter, key: str, *rest: object) -> None:
         if key == "pages-000040":
             raise KeyboardInterrupt
         write(writer, key, *rest)
@@ -144,7 +144,7 @@ def test_one_process_builds_what_two_do_after_interruptions(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(builder.ShardWriter, "write", stop_at_page_40)
+        patch.setattr(part_writer.ShardWriter, "write", stop_at_page_40)
         with pytest.raises(KeyboardInterrupt):
             build(SMALL, config_for(root), num_processes=1, report=messages.append)
     assert not root.exists()
