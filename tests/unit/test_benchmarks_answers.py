@@ -77,6 +77,24 @@ def test_what_names_no_option_is_none(text: str) -> None:
     assert option_index(text, ANIMALS) is None
 
 
+@pytest.mark.parametrize(
+    ("text", "index"),
+    [
+        ("B) since A and C are wrong", 1),
+        ("B and C seem near, so the answer is C", 2),
+        ("A and B are close, but B is correct", 1),
+        ("A and B fail, which leaves (C)", 2),
+        ("a red cat and two birds", None),
+    ],
+)
+def test_the_surest_phrasing_decides(text: str, index: int | None) -> None:
+    assert option_index(text, ANIMALS) == index
+
+
+def test_an_option_that_contains_another_is_found() -> None:
+    assert option_index("the dog", ("dog", "the dog", "the dogs")) == 1
+
+
 def test_a_letter_goes_before_an_option_that_is_a_letter() -> None:
     assert option_index("A", ("C", "A", "B")) == 0
 
@@ -93,7 +111,15 @@ def test_any_text_gives_an_option_or_none(text: str, options: list[str]) -> None
 
 @pytest.mark.parametrize(
     "text",
-    ["ACD", "A, C and D", "答案是ACD", "应选A、C、D。", "(the answers are A,C,D)", "A C D\nB is wrong"],
+    [
+        "ACD",
+        "A, C and D",
+        "答案是ACD",
+        "应选A、C、D。",
+        "(the answers are A,C,D)",
+        "A C D\nB is wrong",
+        "B fails, so the answer is ACD",
+    ],
 )
 def test_several_letters_are_found(text: str) -> None:
     assert option_letters(text) == {"A", "C", "D"}
@@ -193,6 +219,8 @@ def test_formulas(text: str, reference: str, right: bool) -> None:
     [
         ("She has 16 - 3 = 13.\n#### 13", 1),
         ("#### 13\n\nQuestion: Next?\nAnswer: #### 99", 1),
+        ("#### 13\n#### 14", 1),
+        ("It is 13.\nQuestion: Next?\nAnswer: 99", 1),
         ("It makes $1,013, no: 13 dollars.", 1),
         ("13 apples, of which 2 are bad", 0),
         ("#### 14", 0),
@@ -267,6 +295,7 @@ def test_graders_tell_options_from_free_answers() -> None:
     assert grading.grade_mathvista(choice, "A") == 0
     assert [grading.grade_open(free, text) for text in ("is seven", "7.0", "8")] == [1, 1, 0]
     assert grading.grade_agieval(item(references=("7",)), "7\nQ: 8?") == 1
+    assert grading.grade_agieval(item(references=("7",)), "8\nQ: 9?\nA: The answer is 7") == 0
     assert grading.grade_choice(item(), "nothing") == 0
 
 

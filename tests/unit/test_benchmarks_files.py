@@ -116,6 +116,21 @@ def test_images_beyond_the_limit_are_refused(tmp_path: Path, monkeypatch: pytest
         pictures.from_folder(row, "a.png", tmp_path)
 
 
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_file_that_may_not_be_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(b"x")
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(pq, "ParquetFile", refuse)
+    with pytest.raises(UserError, match=rf"a{suffix} .*Permission denied"):
+        list(read_rows(path, suffix))
+
+
 def test_a_folder_without_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no .tsv file; give a folder with them, or a file"):
         list(read_rows(tmp_path, ".tsv"))

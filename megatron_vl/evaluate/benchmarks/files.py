@@ -117,8 +117,11 @@ def read_rows(path: Path, *suffixes: str) -> Iterator[Row]:
     """
     for file in data_files(path, *suffixes):
         row = None
-        for row in _READERS[file.suffix](file):
-            yield row
+        try:
+            for row in _READERS[file.suffix](file):
+                yield row
+        except OSError as error:
+            raise UserError(f"{file} cannot be read: {error.strerror}") from error
         if row is None:
             raise UserError(f"{file} has no rows; it must have at least one")
 
