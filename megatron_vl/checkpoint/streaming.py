@@ -14,6 +14,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
 
@@ -93,7 +94,10 @@ def read_tensors(folder: Path) -> dict[str, Entry]:
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """One process is what is meant: torch need not say so."""
+    """One process is what is meant: torch need not say so, nor wrap its errors as those of a rank."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield
+        try:
+            yield
+        except CheckpointException as error:
+            raise error.failures[0][0] from error

@@ -31,6 +31,7 @@ from tests.support.releases import (
     image_size,
     pixel_inputs,
     release,
+    stored_name,
 )
 from tests.support.training import gather
 
@@ -137,7 +138,9 @@ def packed_row(row: list[Sequence], length: int) -> Microbatch:
     )
 
 
-def compute(kind: str, checkpoint: Path, parallel: ParallelConfig) -> tuple[list[Tensor], float, dict[str, Tensor]]:
+def compute(
+    kind: str, checkpoint: Path, parallel: ParallelConfig
+) -> tuple[list[Tensor], float, dict[str, Tensor]]:
     """On this rank: logits of the rows, loss, gradients by our names in checkpoints (each where it is held)."""
     opened = open_model(checkpoint, parallel, "fp32", pick_device(0))
     for chunk in opened.chunks:
@@ -154,12 +157,6 @@ def compute(kind: str, checkpoint: Path, parallel: ParallelConfig) -> tuple[list
     return [row.squeeze(1) for row in logits], loss, gradients
 
 
-def stored_name(name: str) -> str:
-    """A parameter's name in checkpoints, where norms belong to the linear layer that follows."""
-    name = name.replace("input_layernorm.weight", "self_attention.linear_qkv.layer_norm_weight")
-    return name.replace("pre_mlp_layernorm.weight", "mlp.linear_fc1.layer_norm_weight")
-
-
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_loss_and_gradients(kind: str, setting: str) -> None:
@@ -169,7 +166,9 @@ def test_logits_loss_and_gradients(kind: str, setting: str) -> None:
     ranks = run_ranks(world_size, compute, kind, checkpoint, parallel)
     rows, loss, _ = ranks[-1]
     ours = {name: value for _, _, gradients in ranks for name, value in gradients.items()}
-    found = [logits for row, batch in zip(rows, microbatches(kind), strict=True) for logits in split(row, batch)]
+    found = [
+        logits for row, batch in zip(rows, microbatches(kind), strict=True) for logits in split(row, batch)
+    ]
     for (name, logits), mine in zip(expected.logits.items(), found, strict=True):
         assert (mine - logits).abs().max() <= TOLERANCE * logits.abs().max(), name
     assert loss == pytest.approx(expected.loss, rel=TOLERANCE)

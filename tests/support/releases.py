@@ -3,6 +3,7 @@
 Shapes: S tokens, V vocabulary, N images, C channels, H W pixels.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from tests.support.tiny_data import write_tokenizer
+from tests.support.tiny_data import BOS, EOS, IMAGE, write_tokenizer
 from tests.support.vision_reference import randomize
 
 KINDS = ("deepseek_vl", "deepseek_vl_hybrid")
@@ -89,7 +90,17 @@ def release(folder: Path, kind: str) -> Any:
     model = transformers_model(kind)
     model.save_pretrained(folder)
     write_tokenizer(folder / "tokenizer.json")
+    tokens = {"bos_token": BOS, "eos_token": EOS, "image_token": IMAGE}
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({**tokens, "tokenizer_class": "TokenizersBackend"})
+    )
     return model
+
+
+def stored_name(name: str) -> str:
+    """A parameter's name in checkpoints, where norms belong to the linear layer that follows."""
+    name = name.replace("input_layernorm.weight", "self_attention.linear_qkv.layer_norm_weight")
+    return name.replace("pre_mlp_layernorm.weight", "mlp.linear_fc1.layer_norm_weight")
 
 
 def pixel_inputs(kind: str, images_NCHW: Tensor) -> dict[str, Tensor]:

@@ -1,24 +1,24 @@
 """A folder that appears under its name when it is whole, or not at all."""
 
-import errno
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from megatron_vl.checkpoint.state import ASIDE
 from megatron_vl.config.errors import UserError
 
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
-
 
 @contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
-    """A folder to fill; it is synced and renamed to `target` at the end, and removed after an error.
+def whole_folder(target: Path, num_bytes: int) -> Iterator[Path]:
+    """A folder to fill with about `num_bytes`; it is synced and renamed to `target` at the end, and removed after an
+    error.
 
     Raises:
-        UserError: `target` exists, cannot be made, or its disk is full.
+        UserError: `target` exists or cannot be made, or its disk is or gets full.
     """
     if target.exists():
         raise UserError(f"output={target} exists; name a folder that does not")
@@ -26,21 +26,32 @@ def whole_folder(target: Path) -> Iterator[Path]:
     try:
         shutil.rmtree(aside, ignore_errors=True)  # left by a killed conversion
         aside.mkdir(parents=True)
+        free = shutil.disk_usage(aside).free
+        if num_bytes > free:
+            raise UserError(
+                f"output={target} needs {_gigabytes(num_bytes)}, its disk has {_gigabytes(free)} free"
+            )
         yield aside
         _sync(aside)
         aside.rename(target)
-    except OSError as error:
-        raise UserError(_told(error, target)) from error
-    except Exception as error:  # safetensors and torch wrap what the disk says
-        if any(os.strerror(number) in str(error) for number in DISK_ERRORS):
-            raise UserError(_told(error, target)) from error
-        raise
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if not _is_of_writing(error):
+            raise
+        free = shutil.disk_usage(target.parent).free if target.parent.exists() else 0
+        raise UserError(
+            f"output={target} cannot be written ({error}; its disk has {_gigabytes(free)} free); nothing was left there"
+        ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _told(error: Exception, target: Path) -> str:
-    return f"output={target} cannot be written: {str(error).splitlines()[-1]}; nothing was left there"
+def _is_of_writing(error: Exception) -> bool:
+    """torch's writer loses what the system said, and reports that its file is shorter than it should be."""
+    return not isinstance(error, RuntimeError) or "inline_container" in str(error)
+
+
+def _gigabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.2f} GB"
 
 
 def _sync(folder: Path) -> None:

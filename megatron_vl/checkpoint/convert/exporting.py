@@ -44,7 +44,7 @@ def export_model(checkpoint: Path, output: Path) -> Exported:
     _check_complete(checkpoint, entries, model)
     rules = TRANSFORMERS.rules(model)
     sizes = _sizes(rules, entries, model)
-    with whole_folder(output) as aside:
+    with whole_folder(output, sum(sizes.values())) as aside:
         with shown({rule.ours: entries[rule.ours] for rule in rules}, "exporting") as watched:
             write_safetensors(aside, _their_tensors(rules, watched, model), sizes)
         dtype = entries["stage_zero.embedding.weight"].dtype

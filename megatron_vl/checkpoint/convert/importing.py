@@ -122,7 +122,8 @@ def _write(
             f"{model.language.vocab_size}; it is kept, but no sequence with images can be embedded"
         )
     description = Description(model=model, image_token_id=image_token_id, tokens=tokens.tokens)
-    with whole_folder(output) as aside:
+    num_bytes = sum(entry.num_bytes for entry in entries.values())
+    with whole_folder(output, num_bytes) as aside:
         with shown(entries, "importing") as watched:
             write_tensors(aside, watched)
         write_description(aside, description, folder)
@@ -130,7 +131,7 @@ def _write(
     return Imported(
         model=model,
         num_parameters=sum(entry.shape.numel() for entry in entries.values()),
-        num_bytes=sum(entry.num_bytes for entry in entries.values()),
+        num_bytes=num_bytes,
         notices=notices,
     )
 

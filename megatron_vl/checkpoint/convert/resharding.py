@@ -58,7 +58,8 @@ def reshard(checkpoint: Path, output: Path, parallel: ParallelConfig) -> Reshard
             f"{checkpoint} has no optimizer state: weights alone need no resharding, checkpoint.initial reads them "
             "at any parallel size"
         )
-    with whole_folder(output) as aside:
+    num_bytes = sum(entry.num_bytes for entry in entries.values())
+    with whole_folder(output, num_bytes) as aside:
         shutil.copyfile(checkpoint / COMMON_FILE, aside / COMMON_FILE)
         with shown(entries, "resharding") as watched:
             write_tensors(aside, watched)
@@ -66,6 +67,6 @@ def reshard(checkpoint: Path, output: Path, parallel: ParallelConfig) -> Reshard
         shutil.copyfile(checkpoint / STATE_FILE, aside / STATE_FILE)
     return Resharded(
         num_tensors=len(entries),
-        num_bytes=sum(entry.num_bytes for entry in entries.values()),
+        num_bytes=num_bytes,
         layout=layout,
     )
