@@ -102,12 +102,12 @@ def option_sequences(item: Item, content: ContentRule) -> list[TokenSequence]:
     """
     if not item.options:
         raise UserError(f"item {item.key!r} has no options to choose from; this method needs some")
-    sequences = []
+    sequences, per_image = [], _tokens_per_image(item, content)
     for number, option in enumerate(item.options):
         name = f"item {item.key!r}, option {number}"
         if not option.strip():
             raise UserError(f"{name} is blank; it must have text to score")
-        sequences.append(_sequence(name, _answered(item.prompt, option), item.images, content))
+        sequences.append(_sequence(name, _answered(item.prompt, option), item.images, per_image, content))
     return [_without_end(sequence, content.text.eos_id) for sequence in sequences]
 
 
@@ -119,12 +119,13 @@ def text_sequence(item: Item, content: ContentRule) -> TokenSequence:
     if not item.prompt.text or item.images or item.prompt.num_images:
         raise UserError(f"item {item.key!r} is no plain text; bits per byte are of documents without images")
     whole = replace(item.prompt, supervised=None)
-    return _without_end(_sequence(f"item {item.key!r}", whole, (), content), content.text.eos_id)
+    return _without_end(_sequence(f"item {item.key!r}", whole, (), [], content), content.text.eos_id)
 
 
 def prompt_sequence(item: Item, content: ContentRule) -> TokenSequence:
     """What a generated answer continues; nothing is scored. Raises UserError as `option_sequences`."""
-    sequence = _sequence(f"item {item.key!r}", item.prompt, item.images, content)
+    per_image = _tokens_per_image(item, content)
+    sequence = _sequence(f"item {item.key!r}", item.prompt, item.images, per_image, content)
     tokens = sequence.encoded.tokens[:-1]
     return replace(sequence, encoded=EncodedSample(tokens=tokens, supervised=np.zeros(len(tokens), np.bool_)))
 
@@ -171,15 +172,18 @@ def _answered(prompt: Sample, option: str) -> Sample:
     return replace(prompt, text=text, supervised=((len(prompt.text), len(text)),))
 
 
+def _tokens_per_image(item: Item, content: ContentRule) -> list[int]:
+    sizes = [read_size(_read(image, f"item {item.key!r}")) for image in item.images]
+    return [int(count) for count in content.image_tokens.count(np.array(sizes, np.int32).reshape(-1, 2))]
+
+
 def _sequence(
-    name: str, sample: Sample, images: tuple[ImageFile, ...], content: ContentRule
+    name: str, sample: Sample, images: tuple[ImageFile, ...], per_image: list[int], content: ContentRule
 ) -> TokenSequence:
     if sample.num_images != len(images):
         raise UserError(
             f"{name} has {sample.num_images} image marks for {len(images)} images; each image needs one"
         )
-    sizes = np.array([read_size(_read(image, name)) for image in images], dtype=np.int32).reshape(-1, 2)
-    per_image = [int(count) for count in content.image_tokens.count(sizes)]
     return TokenSequence(name=name, encoded=content.text.encode(sample, per_image), images=images)
 
 
