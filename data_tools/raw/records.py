@@ -110,7 +110,7 @@ def _line_spans(path: Path, max_bytes: int) -> Iterator[tuple[int, int]]:
                 yield offset, size
                 number += 1
             offset += size
-    if not is_whole and not is_blank:
+    if not is_whole and not is_blank and size <= max_bytes:
         try:
             read_record(path, Span(number=number - 1, offset=offset - size, size=size), max_bytes)
         except RecordError as error:

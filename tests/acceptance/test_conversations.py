@@ -54,6 +54,7 @@ def test_built_verified_trained(tmp_path: Path) -> None:
         "stages=[sft]",
         "train.steps=2",
         "stage.sft.text_ratio=0",
+        "heldout.max_samples=1",
         *(f"++stage.sft.sources.{name}={weight}" for name, weight in sources.items()),
     )
     status, output = finish(arguments)

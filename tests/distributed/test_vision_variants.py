@@ -31,7 +31,7 @@ def test_every_kind_is_among_them() -> None:
 def test_variant_learns_a_batch_and_agrees_with_one_process(
     kind: str, towers: tuple[str, ...], parallel: ParallelConfig
 ) -> None:
-    case = {"adaptor": kind, "towers": towers, "repeat": True, "num_steps": 3, "num_rows": 2}
+    case = {"adaptor": kind, "towers": towers, "repeat": True, "num_steps": 2, "num_rows": 2}
     expected = run_ranks(1, train, Case(**case))[0]
     found = merged(run_ranks(2, train, Case(parallel=parallel, **case)))
 

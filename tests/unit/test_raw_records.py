@@ -121,6 +121,12 @@ def test_broken_files_are_named(
         locate_records(path, "data.file", LIMIT)
 
 
+def test_a_long_last_line_need_not_end(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"id": 1}\n"' + "a" * LIMIT + '"')
+    assert len(locate_records(path, "data.file", LIMIT)) == 2
+
+
 def test_broken_and_long_lines_are_that_records_own(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"id": 1}\n{"id":\n"' + b"a" * LIMIT + b'"\n\xff\n{"id": 5}\n')
