@@ -54,6 +54,7 @@ class DataConfig:
     packing_window: int = 64  # samples that a lane packs together
     max_carry_steps: int = 8  # a carried sample older than this many of its lane's batches is emitted first
     max_images_per_pack: int = 16
+    image_rounding: str = "truncate"  # of a resized side: as the official code; "round" as transformers
     max_image_pixels: int = 50_000_000
     max_sample_bytes: int = 64_000_000
     max_failed_fraction: float = 0.01  # of the samples seen, once 100 were seen or 10 failed

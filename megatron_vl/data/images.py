@@ -1,17 +1,21 @@
 """From an image file's bytes to the padded square that the vision encoders take."""
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from megatron_vl.config.errors import UserError
 from megatron_vl.data.sample import IMAGE_FORMATS, SampleError
 
 FORMATS = tuple(dict.fromkeys(IMAGE_FORMATS.values()))
 EXIF_ORIENTATION = 0x0112
 MIN_SIDE = 14  # of a resized image: the official code's `min_size`
+# How the short side of a resized image becomes a whole number: as in the official code, or as in transformers.
+ROUNDINGS: dict[str, Callable[[float], int]] = {"truncate": int, "round": round}
 
 # Pillow's own limit is off: it only warns, up to twice its value. `decode_image` has one, on the header.
 Image.MAX_IMAGE_PIXELS = None
@@ -21,12 +25,21 @@ Image.MAX_IMAGE_PIXELS = None
 class ImageRule:
     """The square that images become: its side and padding colour, those of the largest encoder input.
 
-    `mean` are the channel means, in [0, 1], of that encoder; `max_pixels` bounds width x height.
+    `mean` are the channel means, in [0, 1], of that encoder; `max_pixels` bounds width x height. `rounding`, of
+    ROUNDINGS, decides one row or column of pixels.
+
+    Raises:
+        UserError: there is no such rounding.
     """
 
     size: int
     mean: tuple[float, float, float]
     max_pixels: int
+    rounding: str = "truncate"
+
+    def __post_init__(self) -> None:
+        if self.rounding not in ROUNDINGS:
+            raise UserError(f"data.image_rounding={self.rounding}: must be one of {', '.join(ROUNDINGS)}")
 
     @property
     def background(self) -> tuple[int, int, int]:
@@ -59,7 +72,7 @@ def read_size(data: bytes) -> tuple[int, int]:
 def decode_image(data: bytes, rule: ImageRule, key: str, shard: str) -> NDArray[np.uint8]:
     """The image as uint8 [3, size, size]: upright, on white, its long side resized to `size`, centred.
 
-    As the official DeepSeek-VL code does it (image_processing_vlm.py): sides truncate, bicubic. Raises
+    As the official DeepSeek-VL code does it (image_processing_vlm.py): bicubic, sides truncated. Raises
     SampleError where the header says more pixels than the rule allows, before decoding, and where decoding
     fails.
     """
@@ -79,8 +92,8 @@ def decode_image(data: bytes, rule: ImageRule, key: str, shard: str) -> NDArray[
 
 def pad_to_square(image: Image.Image, rule: ImageRule) -> NDArray[np.uint8]:
     """An RGB image as uint8 [3, size, size]; in the official code's arithmetic, so that pixels are equal."""
-    long_side = max(image.size)
-    width, height = (max(int(side / long_side * rule.size), MIN_SIDE) for side in image.size)
+    long_side, whole = max(image.size), ROUNDINGS[rule.rounding]
+    width, height = (max(whole(side / long_side * rule.size), MIN_SIDE) for side in image.size)
     resized = image.resize((width, height), Image.Resampling.BICUBIC)
     square = Image.new("RGB", (rule.size, rule.size), rule.background)
     square.paste(resized, ((rule.size - width) // 2, (rule.size - height) // 2))

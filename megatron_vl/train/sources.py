@@ -95,6 +95,7 @@ def open_sources(data: DataConfig, model: ModelConfig, stages: list[StageSetting
                 size=image_size(model),
                 mean=_triple(largest_tower(model).mean),
                 max_pixels=data.max_image_pixels,
+                rounding=data.image_rounding,
             ),
             image_tokens=ImageTokens(tokens_per_image=tokens_per_image(model)),
             max_sample_bytes=data.max_sample_bytes,
