@@ -25,6 +25,7 @@ from tests.support.evaluation import (
     choose_by_each,
     content_rule,
     evaluate,
+    evaluate_one,
     generate,
     pixels,
     prompt_tokens,
@@ -150,6 +151,12 @@ def test_every_setting_says_what_one_process_says(name: str) -> None:
         assert [choice.chosen for choice in found.choices] == [choice.chosen for choice in expected.choices]
         assert [bits.bits for bits in found.bits] == pytest.approx([b.bits for b in expected.bits], rel=1e-5)
         assert found.answers == expected.answers
+
+
+def test_a_replica_without_work_waits_for_the_other() -> None:
+    for bits, answers in run_ranks(2, evaluate_one, setup()):
+        assert bits[0].bits == pytest.approx(serial().bits[1].bits, rel=1e-5)
+        assert answers == serial().answers[:1]
 
 
 @pytest.mark.parametrize("max_cached_positions", [1, 120])

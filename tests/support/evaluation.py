@@ -149,6 +149,12 @@ def generate(setup: Setup) -> list[str]:
     return build_evaluator(setup).generate(ITEMS, MAX_NEW_TOKENS)
 
 
+def evaluate_one(setup: Setup) -> tuple[list[TextBits], list[str]]:
+    """A single text and a single prompt: with several replicas, all but one have nothing to do."""
+    evaluator = build_evaluator(setup)
+    return evaluator.bits_per_byte([SHORT_TEXT]), evaluator.generate(ITEMS[:1], MAX_NEW_TOKENS)
+
+
 def answer_by_recomputing(setup: Setup) -> list[str]:
     """Greedy answers without a cache: for each token, the whole sequence goes through the model again."""
     evaluator = build_evaluator(setup)
