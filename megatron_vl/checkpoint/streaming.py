@@ -55,10 +55,10 @@ def write_tensors(folder: Path, entries: Mapping[str, Entry]) -> None:
     planned = {
         name: torch.empty(entry.shape, dtype=entry.dtype, device="meta") for name, entry in entries.items()
     }
+    # A file for each tensor: the writer keeps the tensors of a file until it is complete.
+    writer = dcp.FileSystemWriter(folder, single_file_per_rank=False)
     with _alone():
-        dcp.save(
-            planned, storage_writer=dcp.FileSystemWriter(folder), planner=_LazyPlanner(entries), no_dist=True
-        )
+        dcp.save(planned, storage_writer=writer, planner=_LazyPlanner(entries), no_dist=True)
     save_config(CheckpointingConfig(sharded_backend="torch_dist"), str(folder))
     if not (folder / COMMON_FILE).exists():
         torch.save({}, folder / COMMON_FILE)

@@ -74,21 +74,30 @@ class _File:
 
 
 class _Safetensors(_File):
+    """Mapped anew for each tensor, so that the pages of those before it are given back."""
+
     def __init__(self, path: Path) -> None:
-        self._path, self._file = path, safe_open(path, framework="pt")
+        self._path = path
+        with self._open() as file:
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
+            self._infos = {name: (part.get_shape(), part.get_dtype()) for name, part in parts.items()}
 
     def names(self) -> list[str]:
-        return list(self._file.keys())
+        return list(self._infos)
 
     def info(self, name: str) -> TensorInfo:
-        part = self._file.get_slice(name)
-        if part.get_dtype() not in DTYPES:
-            raise UserError(f"{self._path}: {name} has dtype {part.get_dtype()}; valid: {', '.join(DTYPES)}")
-        return TensorInfo(torch.Size(part.get_shape()), DTYPES[part.get_dtype()])
+        shape, dtype = self._infos[name]
+        if dtype not in DTYPES:
+            raise UserError(f"{self._path}: {name} has dtype {dtype}; valid: {', '.join(DTYPES)}")
+        return TensorInfo(torch.Size(shape), DTYPES[dtype])
 
     def read(self, name: str) -> Tensor:
-        tensor: Tensor = self._file.get_tensor(name)
+        with self._open() as file:
+            tensor: Tensor = file.get_tensor(name)
         return tensor
+
+    def _open(self) -> Any:
+        return safe_open(self._path, framework="pt")
 
 
 class _TorchSaved(_File):
