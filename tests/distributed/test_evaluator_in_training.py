@@ -35,6 +35,7 @@ def ask(key: str, text: str, *images: bytes) -> Item:
     )
 
 
+TEXT = Item(key="text", prompt=Sample(text="words and words"))
 ITEMS = (ask("picture", "<image>what?", picture()), ask("words", "which words?"))
 
 
@@ -63,6 +64,7 @@ def train(case: Case, tokenizer: Path | None) -> Trained:
     for step in (1, 2):
         if tokenizer is not None:
             evaluator = build_evaluator(chunks, groups, tokenizer)
+            evaluator.bits_per_byte([TEXT])  # for one replica alone: the other must not be needed for it
             evaluator.choose(ITEMS)
             answers += evaluator.generate(ITEMS, max_new_tokens=3)
         losses.append(train_step(chunks, optimizer, batch(case, step, groups), groups, 1.0, False).loss)

@@ -13,6 +13,7 @@ from megatron_vl.evaluate.benchmark import ItemRecord, run_benchmark
 from megatron_vl.evaluate.benchmarks.catalog import Benchmark
 from megatron_vl.evaluate.evaluator import Choice, TextBits
 from megatron_vl.evaluate.items import Item
+from tests.support.ranks import run_ranks
 
 ITEMS = [
     Item(key="1", prompt=Sample(text="one"), options=("a", "b"), correct=0, category="x"),
@@ -107,3 +108,21 @@ def test_a_grader_that_fails_is_told() -> None:
 
     with pytest.raises(RuntimeError, match="could not be graded: OSError: no process"):
         run(method="generate", grade=fail)
+
+
+def grade_and_count() -> tuple[Any, list[str]]:
+    """The result, and the answers that this rank has graded."""
+    graded: list[str] = []
+
+    def grade(item: Item, text: str) -> float:
+        graded.append(text)
+        return float(dist.get_rank())
+
+    return run(method="generate", max_new_tokens=7, grade=grade), graded
+
+
+def test_answers_are_graded_once_for_all_ranks() -> None:
+    (first, graded), (second, graded_again) = run_ranks(2, grade_and_count)
+    assert first == second
+    assert [record.score for record in first.records] == [0.0, 0.0, 0.0]
+    assert graded == ["1 in 7", "2 in 7", "3 in 7"] and graded_again == []
