@@ -35,10 +35,12 @@ def pretrain(config: PretrainConfig) -> int:
         return 0
     if environment is None:
         from launch.ranks import start_local_ranks
+        from megatron_vl.evaluate.suite_check import check_suite
         from megatron_vl.train.sources import open_sources
 
-        # What is wrong with data and weights is said here, before ranks start.
+        # What is wrong with data, weights and benchmarks is said here, before ranks start.
         check_initial(config)
+        check_suite(config.evaluation)
         open_sources(config.data, config.model, stages)
         return start_local_ranks(world_size, sys.argv[1:], run, config.run.threads_per_process)
     from launch.rank import run_rank

@@ -2,31 +2,32 @@
 
 import warnings
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
-from launch.heldout import evaluate_heldout
+from launch.measure import MeasureBenchmarks, MeasureHeldout
 from megatron_vl.checkpoint.store import CheckpointStore
 from megatron_vl.config.root import PretrainConfig
 from megatron_vl.device.machine import pick_device, require_gpu_extra
 from megatron_vl.device.process_group import destroy_distributed, initialize_distributed
 from megatron_vl.device.processes import RankEnvironment
+from megatron_vl.evaluate.suite import load_suite
+from megatron_vl.evaluate.suite_check import check_suite
 from megatron_vl.train.environment import current_commit, environment_versions
-from megatron_vl.train.loop import Run
+from megatron_vl.train.loop import Evaluation, Run
 from megatron_vl.train.recorder import Recorder
 from megatron_vl.train.resume import describe, find_start, fingerprint
 from megatron_vl.train.run_dir import RunDirectory
 from megatron_vl.train.session import pretrain
 from megatron_vl.train.settings import StageSettings
 from megatron_vl.train.signals import StopRequest
-from megatron_vl.train.sources import open_sources
+from megatron_vl.train.sources import Sources, open_sources
 
 
 def run_rank(
     config: PretrainConfig, environment: RankEnvironment, stages: list[StageSettings], directory: RunDirectory
 ) -> int:
     """Train as this rank of the world. Returns the exit status: 0 also after an interrupt's checkpoint."""
-    _quiet_libraries()
+    quiet_libraries()
     device = pick_device(environment.local_rank)
     require_gpu_extra(device, config.parallel.transformer_engine)
     sources = open_sources(config.data, config.model, stages)
@@ -52,9 +53,7 @@ def run_rank(
             ),
             recorder=recorder,
             stop=stop,
-            evaluate=partial(
-                evaluate_heldout, sources, config.heldout.max_samples, directory if writes else None
-            ),
+            evaluations=_evaluations(config, sources, directory if writes else None),
         )
         outcome = pretrain(stages, sources, run, found)
         recorder.say(f"{outcome}: {directory.report}")
@@ -62,11 +61,29 @@ def run_rank(
     return 0
 
 
-def _quiet_libraries() -> None:
+def _evaluations(
+    config: PretrainConfig, sources: Sources, directory: RunDirectory | None
+) -> list[Evaluation]:
+    heldout = MeasureHeldout(sources=sources, max_samples=config.heldout.max_samples, directory=directory)
+    evaluations = [Evaluation(measure=heldout, every=config.heldout.every, at_start=True)]
+    evaluation = config.evaluation
+    if evaluation.benchmarks:
+        benchmarks = MeasureBenchmarks(
+            tasks=load_suite(check_suite(evaluation), evaluation.execute_code),
+            content=sources.content,
+            evaluation=evaluation,
+            max_positions=config.model.language.max_positions,
+        )
+        evaluations.append(Evaluation(measure=benchmarks, every=evaluation.every, at_start=False))
+    return evaluations
+
+
+def quiet_libraries() -> None:
     """What megatron-core does in ways that torch will drop, or would do better on a GPU, is no user's business."""
     for message in (
         "torch.distributed.(all_gather_into|reduce_scatter)_tensor. is deprecated",
         "The .grad attribute of a Tensor that is not a leaf",
         "When using async grad allreduce it is recommended",
+        ".load_state_dict. is deprecated",
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from hydra.core.config_store import ConfigStore
 
 from megatron_vl.config.data import DataConfig
+from megatron_vl.config.evaluate import EvaluationConfig
 from megatron_vl.config.model import ModelConfig
 from megatron_vl.config.parallel import ParallelConfig, RecomputeConfig
 from megatron_vl.config.train import (
@@ -41,6 +42,7 @@ class PretrainConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     heldout: HeldoutConfig = field(default_factory=HeldoutConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     run: RunConfig = field(default_factory=RunConfig)
 

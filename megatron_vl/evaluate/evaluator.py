@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_vl.config.evaluate import NORMALIZATIONS
 from megatron_vl.data.loader import ContentRule
 from megatron_vl.evaluate.generate import Generator
 from megatron_vl.evaluate.items import Item
@@ -21,10 +22,6 @@ from megatron_vl.evaluate.sequences import (
     text_sequence,
 )
 from megatron_vl.parallel.groups import Groups
-
-# What an option's negative log-likelihood is divided by: nothing, its scored tokens (perplexity, as in the paper),
-# or its UTF-8 bytes.
-NORMALIZATIONS = ("none", "tokens", "bytes")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """The training loop of one stage: it reads as one step flows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from megatron_vl.device.machine import Device
 from megatron_vl.parallel.gradients import parameters_at_rest
 from megatron_vl.parallel.pipeline import agree_on_plan
 from megatron_vl.parallel.timeline import Timeline, bubble_fraction
-from megatron_vl.train.metrics import HeldoutLoss, ImageUse, StepMetrics
+from megatron_vl.train.metrics import BenchmarkScore, HeldoutLoss, ImageUse, StepMetrics
 from megatron_vl.train.recorder import Recorder
 from megatron_vl.train.signals import StopRequest
 from megatron_vl.train.stage import Stage
@@ -25,8 +25,31 @@ from megatron_vl.train.step import StepResult, train_step
 
 MAX_SKIPPED = 10  # steps in a row whose loss or gradients are not finite
 
-# Scores held-out data with a stage's model: (stage, step, global step, with images swapped too) -> rows.
-Evaluate = Callable[[Stage, int, int, bool], list[HeldoutLoss | ImageUse]]
+
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """When a model is measured: after `step` of its stage (0: at the start); `ends`: it is the stage's last."""
+
+    step: int
+    global_step: int
+    ends: bool
+
+
+Measure = Callable[[Stage, Moment], Sequence[HeldoutLoss | ImageUse | BenchmarkScore]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Measures a stage's model at the stage's end, every `every` steps (0: not) and, if wanted, at its start."""
+
+    measure: Measure
+    every: int
+    at_start: bool
+
+    def is_due(self, moment: Moment) -> bool:
+        if moment.step == 0:
+            return self.at_start
+        return moment.ends or (self.every > 0 and moment.step % self.every == 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +62,7 @@ class Run:
     store: CheckpointStore
     recorder: Recorder
     stop: StopRequest
-    evaluate: Evaluate
+    evaluations: Sequence[Evaluation]
 
 
 def train_stage(stage: Stage, run: Run) -> str:
@@ -75,8 +98,7 @@ def train_stage(stage: Stage, run: Run) -> str:
                 "learning_rate, or look at the data of these steps"
             )
         ends = step == num_steps
-        if ends or (config.heldout.every and step % config.heldout.every == 0):
-            _evaluate(stage, run, step)
+        _evaluate(stage, run, step)
         if ends or result.stop_requested or step == stop_at or step % config.checkpoint.every == 0:
             _save(stage, run, loaded)
         if result.stop_requested:
@@ -165,10 +187,12 @@ def _check_failures(stage: Stage, max_fraction: float, result: StepResult) -> No
 
 
 def _evaluate(stage: Stage, run: Run, step: int) -> None:
-    """Held-out losses: at step 0 they belong to the global step that follows, which a resume trains again."""
+    """Whatever is due. At step 0 it belongs to the global step that follows, which a resume trains again."""
     global_step = stage.settings.first_global_step + max(step, 1) - 1
-    rows = run.evaluate(stage, step, global_step, step == stage.settings.values.steps)
-    run.recorder.heldout(rows)
+    moment = Moment(step=step, global_step=global_step, ends=step == stage.settings.values.steps)
+    for evaluation in run.evaluations:
+        if evaluation.is_due(moment):
+            run.recorder.measured(evaluation.measure(stage, moment))
 
 
 def _save(stage: Stage, run: Run, loaded: LoadedStep) -> None:

@@ -62,6 +62,20 @@ class ImageUse:
     num_samples: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkScore:
+    """A row of benchmarks.jsonl: one metric of a benchmark, overall (accuracy) or of a category (accuracy/NAME)."""
+
+    stage: str
+    step: int
+    global_step: int
+    benchmark: str
+    method: str  # choice, generate or bits_per_byte
+    metric: str
+    value: float
+    num_items: int
+
+
 class JsonLines:
     """Appends rows to a file; each line reaches the kernel at once, so that a killed process loses none.
 

@@ -3,13 +3,14 @@
 One rank records; on the others every method does nothing.
 """
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Self
 
 from megatron_vl.config.train import TrackingConfig
-from megatron_vl.train.metrics import HeldoutLoss, ImageUse, JsonLines, StepMetrics
+from megatron_vl.train.metrics import BenchmarkScore, HeldoutLoss, ImageUse, JsonLines, StepMetrics
 from megatron_vl.train.progress import TrainingProgress
 from megatron_vl.train.report import write_report
 from megatron_vl.train.run_dir import RunDirectory, RunStatus
@@ -33,7 +34,8 @@ class Recorder:
         self.run, self.enabled = run, enabled
         self._metrics, self._heldout = JsonLines(run.metrics), JsonLines(run.heldout)
         self._image_use, self._timeline = JsonLines(run.image_use), JsonLines(run.timeline)
-        self._files = (self._metrics, self._heldout, self._image_use, self._timeline)
+        self._benchmarks = JsonLines(run.benchmarks)
+        self._files = (self._metrics, self._heldout, self._image_use, self._timeline, self._benchmarks)
         self._progress = TrainingProgress(stages, enabled=enabled and tracking.progress)
         self._tracking, self._config = tracking, config
         self._tracker: Tracker | None = None
@@ -70,9 +72,19 @@ class Recorder:
             self._progress.update(row)
             self._tracker.log(asdict(row), row.global_step)
 
-    def heldout(self, rows: list[HeldoutLoss | ImageUse]) -> None:
-        for row in rows if self.enabled else []:
-            (self._heldout if isinstance(row, HeldoutLoss) else self._image_use).append(row)
+    def measured(self, rows: Sequence[HeldoutLoss | ImageUse | BenchmarkScore]) -> None:
+        if not self.enabled or self._tracker is None:
+            return
+        for row in rows:
+            match row:
+                case HeldoutLoss():
+                    file, name, value = self._heldout, f"heldout/{row.source}", row.loss
+                case ImageUse():
+                    file, name, value = self._image_use, f"image_use/{row.source}", row.difference
+                case BenchmarkScore():
+                    file, name, value = self._benchmarks, f"{row.benchmark}/{row.metric}", row.value
+            file.append(row)
+            self._tracker.log({name: value}, row.global_step)
 
     def timeline(self, row: dict[str, Any]) -> None:
         if self.enabled:

@@ -22,6 +22,7 @@ FREE = (
     "recompute.",
     "checkpoint.",
     "heldout.",
+    "evaluation.",
     "tracking.",
     "run.dir",
     "run.num_processes",

@@ -47,6 +47,7 @@ class RunDirectory:
         self.metrics = self.path / "metrics.jsonl"
         self.heldout = self.path / "heldout.jsonl"
         self.image_use = self.path / "image_use.jsonl"
+        self.benchmarks = self.path / "benchmarks.jsonl"
         self.timeline = self.path / "timeline.jsonl"
         self.samples = self.path / "samples.json"
         self.report = self.path / "report.html"
@@ -67,8 +68,7 @@ class RunDirectory:
         if self._descriptor is not None:
             return
         try:
-            for folder in (self.checkpoints, self.logs):
-                folder.mkdir(parents=True, exist_ok=True)
+            self.logs.mkdir(parents=True, exist_ok=True)
             inherited = self._inherited_descriptor()
             descriptor = os.open(self.lock, os.O_RDWR | os.O_CREAT, 0o644) if inherited is None else inherited
         except OSError as error:

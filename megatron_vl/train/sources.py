@@ -55,18 +55,7 @@ def open_sources(data: DataConfig, model: ModelConfig, stages: list[StageSetting
         raise UserError(
             f"data={data.name} is not there ({data.tokenizer} does not exist); build it with: {data.build_command}"
         )
-    text = TextRule(
-        data.tokenizer,
-        bos_token=data.bos_token,
-        eos_token=data.eos_token,
-        image_token=data.image_token,
-        chat_template=data.chat_template,
-    )
-    if text.vocab_size > model.language.vocab_size:
-        raise UserError(
-            f"data.tokenizer={data.tokenizer} has {text.vocab_size} entries, more than "
-            f"model.language.vocab_size={model.language.vocab_size}; raise it to at least {text.vocab_size}"
-        )
+    text = text_rule(data, model)
     used = {name: stage for stage in stages for name, weight in stage.values.sources.items() if weight > 0}
     for name, stage in used.items():
         if name not in data.sources:
@@ -89,17 +78,44 @@ def open_sources(data: DataConfig, model: ModelConfig, stages: list[StageSetting
         training={name: open_index(name, data.sources[name].path) for name in used},
         heldout={name: open_index(name, path) for name, path in heldout.items() if path is not None},
         modality={name: data.sources[name].modality for name in used},
-        content=ContentRule(
-            text=text,
-            image=ImageRule(
-                size=image_size(model),
-                mean=_triple(largest_tower(model).mean),
-                max_pixels=data.max_image_pixels,
-                rounding=data.image_rounding,
-            ),
-            image_tokens=ImageTokens(tokens_per_image=tokens_per_image(model)),
-            max_sample_bytes=data.max_sample_bytes,
+        content=content_rule(text, model, data),
+    )
+
+
+def text_rule(data: DataConfig, model: ModelConfig) -> TextRule:
+    """The configured tokenizer and chat template.
+
+    Raises:
+        UserError: the tokenizer is broken, or has more entries than the model's vocabulary.
+    """
+    text = TextRule(
+        data.tokenizer,
+        bos_token=data.bos_token,
+        eos_token=data.eos_token,
+        image_token=data.image_token,
+        chat_template=data.chat_template,
+    )
+    if text.vocab_size > model.language.vocab_size:
+        raise UserError(
+            f"data.tokenizer={data.tokenizer} has {text.vocab_size} entries, more than "
+            f"model.language.vocab_size={model.language.vocab_size}; raise it to at least {text.vocab_size}"
+        )
+    return text
+
+
+def content_rule(text: TextRule, model: ModelConfig, data: DataConfig) -> ContentRule:
+    """How bytes become what this model takes. Raises UserError where `data` names no known rounding."""
+    red, green, blue = largest_tower(model).mean
+    return ContentRule(
+        text=text,
+        image=ImageRule(
+            size=image_size(model),
+            mean=(red, green, blue),
+            max_pixels=data.max_image_pixels,
+            rounding=data.image_rounding,
         ),
+        image_tokens=ImageTokens(tokens_per_image=tokens_per_image(model)),
+        max_sample_bytes=data.max_sample_bytes,
     )
 
 
@@ -145,8 +161,3 @@ def row_rule(stage: StageSettings) -> RowRule:
         micro_batch_size=stage.values.micro_batch_size,
         pad_multiple=16 * stage.topology.tensor_size,
     )
-
-
-def _triple(values: list[float]) -> tuple[float, float, float]:
-    first, second, third = values
-    return first, second, third

@@ -18,7 +18,8 @@ from megatron_vl.data.images import ImageRule, ImageTokens, decode_image
 from megatron_vl.data.loader import ContentRule
 from megatron_vl.data.sample import Message, Sample
 from megatron_vl.data.types import Microbatch
-from megatron_vl.evaluate.evaluator import NORMALIZATIONS, Choice, Evaluator, SequenceScore, TextBits
+from megatron_vl.config.evaluate import NORMALIZATIONS
+from megatron_vl.evaluate.evaluator import Choice, Evaluator, SequenceScore, TextBits
 from megatron_vl.evaluate.items import ImageFile, Item
 from megatron_vl.evaluate.sequences import option_sequences
 from megatron_vl.model.initialize import global_names

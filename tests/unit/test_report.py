@@ -14,13 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from megatron_vl.train.metrics import HeldoutLoss, ImageUse, JsonLines, read_rows
+from megatron_vl.train.metrics import BenchmarkScore, HeldoutLoss, ImageUse, JsonLines, read_rows
 from megatron_vl.train.report import tables, write_report
 from megatron_vl.train.report.figures import VARIABLES
 from megatron_vl.train.run_dir import RunDirectory, RunStatus
 from tests.support.metrics import ROW
 
-SECTIONS = ("loss", "image-use", "heldout", "samples", "mixture", "throughput", "pipeline")
+SECTIONS = ("loss", "image-use", "heldout", "benchmarks", "samples", "mixture", "throughput", "pipeline")
 VOID = {"meta", "img", "br", "path", "use", "rect"}
 
 
@@ -138,11 +138,32 @@ def write_samples(run: RunDirectory) -> None:
             "image_png_base64": png(),
             "prompt": "Read <this>.",
             "target": "river stone",
-            "greedy": "river stone",
+            "answer": "river stone",
         },
-        {"image_png_base64": png(), "target": "x < y & z"},
+        {"image_png_base64": png(), "target": "x < y & z", "answer": ""},
     ]
     run.samples.write_text(json.dumps(samples))
+
+
+def write_benchmarks(run: RunDirectory) -> None:
+    rows = JsonLines(run.benchmarks)
+    score = BenchmarkScore(
+        stage="joint",
+        step=10,
+        global_step=10,
+        benchmark="pope",
+        method="generate",
+        metric="f1",
+        value=0.375,
+        num_items=9000,
+    )
+    for row in (
+        score,
+        replace(score, metric="f1/adversarial", value=0.123),
+        replace(score, step=20, global_step=20, value=0.875),
+        replace(score, step=20, global_step=20, benchmark="text", metric="bits_per_byte", value=1.25),
+    ):
+        rows.append(row)
 
 
 def write_configuration(run: RunDirectory) -> None:
@@ -155,6 +176,7 @@ WRITERS = {
     "image_use": write_image_use,
     "timeline": write_timeline,
     "samples": write_samples,
+    "benchmarks": write_benchmarks,
     "config": write_configuration,
 }
 
@@ -205,6 +227,10 @@ def test_the_page_says_what_the_files_say(run: RunDirectory) -> None:
     assert "pages 99 7.125 0.062 1.250 –" in sections["heldout"]
     assert "joint pages 77 0.500 9.250 8.750 8.125 to 9.375 yes" in sections["image-use"]
     assert "joint figures 77 0.500 9.250 8.750 -0.250 to 9.375 not shown" in sections["image-use"]
+    assert "benchmark metric method items joint 10 joint 20" in sections["benchmarks"]
+    assert "pope f1 generate 9,000 0.375 0.875" in sections["benchmarks"]
+    assert "text bits_per_byte generate 9,000 – 1.250" in sections["benchmarks"]
+    assert "adversarial" not in sections["benchmarks"]
     assert "Read <this>." in sections["samples"] and "x < y & z" in sections["samples"]
     assert sections["samples"].count("· the same") == 1
     assert "adaptor 0.00, joint 0.50." in sections["mixture"]
@@ -220,7 +246,7 @@ def test_the_page_says_what_the_files_say(run: RunDirectory) -> None:
     ("absent", "silent"),
     [
         ({"metrics", "image_use"}, {"loss", "mixture", "throughput", "image-use"}),
-        ({"heldout", "samples"}, {"heldout", "samples"}),
+        ({"heldout", "samples", "benchmarks"}, {"heldout", "samples", "benchmarks"}),
         ({"timeline", "config"}, {"pipeline", ""}),
         (set(WRITERS), {"", *SECTIONS}),
     ],

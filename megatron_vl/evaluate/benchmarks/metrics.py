@@ -67,5 +67,6 @@ def _yes_no(items: Sequence[Item], scores: Scores) -> dict[str, float]:
 def _by_category(items: Sequence[Item], scores: Scores) -> dict[str, list[float]]:
     groups: dict[str, list[float]] = {}
     for item, score in zip(items, scores, strict=True):
-        groups.setdefault(item.category or "none", []).append(score)
+        if item.category:
+            groups.setdefault(item.category, []).append(score)
     return groups

@@ -25,6 +25,7 @@ class _Files:
     metrics: list[tables.Row]
     heldout: list[tables.Row]
     image_use: list[tables.Row]
+    benchmarks: list[tables.Row]
     timelines: list[tables.Row]
     samples: list[dict[str, Any]]
     config: dict[str, Any]
@@ -64,6 +65,7 @@ def write_report(run: RunDirectory) -> Path:
         ),
         stages=stages,
         image_use=files.image_use,
+        benchmarks=tables.benchmark_table(files.benchmarks),
         speeds=tables.speeds(files.metrics),
         speed_figure=_figure(files.metrics, lambda: figures.throughput_figure(files.metrics, spans)),
         bubbles=tables.bubbles(files.timelines),
@@ -89,6 +91,7 @@ def _read(run: RunDirectory) -> _Files:
         metrics=rows(run.metrics),
         heldout=rows(run.heldout),
         image_use=rows(run.image_use),
+        benchmarks=rows(run.benchmarks),
         timelines=rows(run.timeline),
         samples=samples,
         config=config,

@@ -7,6 +7,7 @@ from typing import Any
 
 Row = dict[str, Any]
 
+MAX_MOMENTS = 8  # evaluations that a table of benchmarks shows
 LAST_STEPS = 20  # over which a final loss is the median
 
 
@@ -76,6 +77,25 @@ class HeldoutRow:
     source: str
     num_samples: int
     losses: list[tuple[float | None, float | None]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkRow:
+    """One overall metric of a benchmark: its value at each of the table's moments, None where there is none."""
+
+    benchmark: str
+    metric: str
+    method: str
+    num_items: int
+    values: list[float | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkTable:
+    """`moments`: stage and step of the latest evaluations, in order."""
+
+    moments: list[str]
+    rows: list[BenchmarkRow]
 
 
 def stage_spans(metrics: Sequence[Row]) -> list[Span]:
@@ -171,6 +191,26 @@ def heldout_table(heldout: Sequence[Row], stages: Sequence[str]) -> list[Heldout
             losses.append((start, end))
         table.append(HeldoutRow(source=source, num_samples=rows[-1]["num_samples"], losses=losses))
     return table
+
+
+def benchmark_table(scores: Sequence[Row]) -> BenchmarkTable | None:
+    """The last MAX_MOMENTS evaluations, without categories; None where no benchmark ran."""
+    overall = [row for row in scores if "/" not in row["metric"]]
+    moments = list(_groups(overall, "stage", "step"))[-MAX_MOMENTS:]
+    rows = []
+    for (benchmark, metric), group in _groups(overall, "benchmark", "metric").items():
+        by_moment = {(row["stage"], row["step"]): row["value"] for row in group}
+        rows.append(
+            BenchmarkRow(
+                benchmark=benchmark,
+                metric=metric,
+                method=group[-1]["method"],
+                num_items=group[-1]["num_items"],
+                values=[by_moment.get(moment) for moment in moments],
+            )
+        )
+    labels = [f"{stage} {step}" for stage, step in moments]
+    return BenchmarkTable(moments=labels, rows=rows) if rows else None
 
 
 def _groups(rows: Iterable[Row], *fields: str) -> dict[Any, list[Row]]:
