@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import (
     DeepseekVLConfig,
@@ -86,10 +87,14 @@ def transformers_model(kind: str) -> Any:
 
 
 def release(folder: Path, kind: str) -> Any:
-    """Save such a model and a tokenizer as transformers does; returns the model."""
+    """Save such a model and a tokenizer as transformers does; returns the model. What it says is ASCII."""
     model = transformers_model(kind)
+    folder.mkdir(parents=True)
+    tokenizer = Tokenizer.from_file(str(write_tokenizer(folder / "tokenizer.json")))
+    silent = [number for number in range(VOCAB_SIZE) if not tokenizer.decode([number]).isascii()]
+    with torch.no_grad():
+        model.lm_head.weight[silent] *= 0.1
     model.save_pretrained(folder)
-    write_tokenizer(folder / "tokenizer.json")
     tokens = {"bos_token": BOS, "eos_token": EOS, "image_token": IMAGE}
     (folder / "tokenizer_config.json").write_text(
         json.dumps({**tokens, "tokenizer_class": "TokenizersBackend"})

@@ -6,6 +6,7 @@ import pickle
 import shutil
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,10 @@ from megatron_vl.checkpoint.convert import aside
 from megatron_vl.checkpoint.convert.aside import whole_folder
 from megatron_vl.checkpoint.convert.exporting import export_model
 from megatron_vl.checkpoint.convert.importing import import_model
-from megatron_vl.checkpoint.description import DESCRIPTION_FILE
+from megatron_vl.checkpoint.convert.resharding import reshard
+from megatron_vl.checkpoint.description import DESCRIPTION_FILE, check_same_weights, read_description
 from megatron_vl.config.errors import UserError
+from megatron_vl.config.parallel import ParallelConfig
 from tests.support.releases import release
 
 
@@ -231,3 +234,33 @@ def test_a_checkpoint_without_a_tensor_is_not_exported(original: Path, tmp_path:
     with pytest.raises(UserError, match=r"layers\.4\.mlp"):
         export_model(tmp_path / "checkpoint", tmp_path / "export")
     assert not (tmp_path / "export").exists()
+
+
+@pytest.mark.parametrize(
+    ("parallel", "words"),
+    [
+        (ParallelConfig(tensor_size=3), ["parallel.tensor_size=3"]),
+        (ParallelConfig(pipeline_size=2, layout="Et|tL"), ["parallel.layout", "4"]),
+        (ParallelConfig(pipeline_size=9), ["parallel.pipeline_size=9"]),
+        (ParallelConfig(), ["no optimizer state"]),
+    ],
+)
+def test_what_cannot_be_resharded(
+    parallel: ParallelConfig, words: list[str], original: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as raised:
+        reshard(original.with_name("checkpoint"), tmp_path / "output", parallel)
+    for word in words:
+        assert word in str(raised.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_of_another_model_are_named(original: Path) -> None:
+    checkpoint = original.with_name("checkpoint")
+    stored = read_description(checkpoint).model
+    check_same_weights(checkpoint, stored, replace(stored, name="another name"))
+    wanted = replace(stored, language=replace(stored.language, ffn_hidden_size=128, num_layers=5))
+    with pytest.raises(UserError) as raised:
+        check_same_weights(checkpoint, stored, wanted)
+    assert "model.language.ffn_hidden_size=128 (the checkpoint has 96)" in str(raised.value)
+    assert "model.language.num_layers=5 (the checkpoint has 4)" in str(raised.value)
