@@ -162,7 +162,7 @@ def test_a_full_disk_leaves_nothing(
         import signal
 
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
         try:
             convert(start, tmp_path / "output")
         except UserError as error:
