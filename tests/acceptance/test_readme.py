@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 
 from tests.support.runs import CHECKOUT, command, finish, metrics
+from tests.support.tiny_data import picture
 
 README = (CHECKOUT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
 COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line and not line.startswith("#")]
 TRAINING = [line for line in COMMANDS if "launch.pretrain" in line]
+CONVERSIONS = [line for line in COMMANDS if "launch.convert" in line]
+EVALUATIONS = [line for line in COMMANDS if "launch.evaluate" in line]
 TOOLS = [line for line in COMMANDS if "data_tools." in line and "build" not in line]
 # Run elsewhere: by CI itself, by test_1_quickstart, by tests/unit/test_build_quickstart.py.
 ELSEWHERE = ["make quickstart", "make test", ".venv/bin/python -m data_tools.build data=quickstart"]
@@ -27,7 +30,7 @@ def in_this_environment(line: str) -> list[str]:
 
 def test_no_command_is_forgotten() -> None:
     assert TRAINING
-    assert sorted([*TRAINING, *TOOLS, *ELSEWHERE]) == sorted(COMMANDS)
+    assert sorted([*TRAINING, *CONVERSIONS, *EVALUATIONS, *TOOLS, *ELSEWHERE]) == sorted(COMMANDS)
 
 
 @pytest.mark.parametrize("line", [line for line in TRAINING if "checkpoint.initial" not in line])
@@ -52,6 +55,24 @@ def test_a_stage_from_the_weights_of_another_run(data_root: Path, tmp_path: Path
     assert finish([*fresh, "data.warmup_fraction=0"])[0] == 0
     begun, untrained = metrics(tmp_path / "joint")[0], metrics(tmp_path / "fresh")[0]
     assert begun["loss"] < untrained["loss"], "the weights were not taken"
+
+
+def test_weights_and_evaluation(data_root: Path, tmp_path: Path) -> None:
+    """In the order of the page, on the checkpoint of a short run; each command uses what those before it made."""
+    trained = command(data_root, tmp_path / "runs" / "one", "train.steps=2", "stages=[sft]", "heldout.max_samples=0")
+    assert finish(trained)[0] == 0
+    checkpoints = tmp_path / "runs" / "one" / "checkpoints"
+    (checkpoints / "sft-00000002").rename(checkpoints / "sft-00000300")
+    (tmp_path / "page.png").write_bytes(picture(64, 48))
+    for line in [*CONVERSIONS, *EVALUATIONS]:
+        words = [re.sub(r"=(\[?)(runs/|page\.png)", rf"=\1{tmp_path}/\2", word) for word in in_this_environment(line)]
+        words[4:4] = [f"run.dir={tmp_path / 'evaluate'}"] if line in EVALUATIONS else []
+        status, output = finish(words)
+        assert status == 0, output
+    assert (tmp_path / "runs" / "exported" / "model.safetensors").exists()
+    assert (tmp_path / "runs" / "imported" / "model.json").exists()
+    assert (tmp_path / "runs" / "tp2" / "checkpoints" / "sft-00000300" / "state.json").exists()
+    assert (tmp_path / "evaluate" / "results.json").exists()
 
 
 @pytest.mark.parametrize("line", TOOLS)

@@ -170,12 +170,12 @@ def read_mbpp(path: Path, images: Path | None) -> list[Item]:
 
 
 def read_texts(path: Path, images: Path | None) -> list[Item]:
-    """Documents whose bits are counted: a .txt file is one; a line of .jsonl has one in "text" (EleutherAI's Pile).
+    """Documents whose bits are counted: a .txt or .md file is one; a line of .jsonl has one in "text" (EleutherAI's Pile).
 
-    The category is a line's meta.pile_set_name. A folder stands for all of its .txt and .jsonl files.
+    The category is a line's meta.pile_set_name. A folder stands for all such files in it.
     """
     items = []
-    for suffix, files in groupby(data_files(path, ".txt", ".jsonl"), key=lambda file: file.suffix):
+    for suffix, files in groupby(data_files(path, ".txt", ".md", ".jsonl"), key=lambda file: file.suffix):
         for file in files:
             rows = read_rows(file, ".jsonl") if suffix == ".jsonl" else [_text_file(file)]
             items += [_document(row) for row in rows]
