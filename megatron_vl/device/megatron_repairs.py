@@ -41,6 +41,10 @@ def _no_context(*args: object, **kwargs: object) -> contextlib.AbstractContextMa
     return contextlib.nullcontext()
 
 
+def _as_it_is(function: Any) -> Any:
+    return function
+
+
 def _as_numpy_on_cpu(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
     """For `maybe_move_tensor_to_cpu`, which forgets `as_numpy` where there is nothing to move."""
     return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
@@ -68,6 +72,8 @@ _WITHOUT_TRANSFORMER_ENGINE: _Repairs = {
 }
 
 _ON_CPU: _Repairs = {
+    # torch.compile: a second to import its compiler, for fusions that are off on CPU.
+    "megatron.core.jit": {"jit_fuser": _as_it_is},
     "megatron.core.transformer.moe.token_dispatcher": {"maybe_move_tensor_to_cpu": _as_numpy_on_cpu},
 }
 

@@ -6,8 +6,9 @@ import ast
 SHIM_MODULE = "megatron_vl.device.cuda_shim"
 SHIM_NAME = "_cuda_shim"
 
-# Packages that need a GPU to be imported, or to be of use. Many images have them while the host has no GPU.
-_CUDA_ONLY_PACKAGES = {"transformer_engine", "transformer_engine_torch", "apex", "flash_attn", "flash_attn_3"}
+# Packages that need a GPU to be imported, or to be of use (many images have them while the host has no GPU); and
+# wandb, which megatron-core's inference imports for seconds, and nothing here reaches through it.
+_LEFT_OUT = {"transformer_engine", "transformer_engine_torch", "apex", "flash_attn", "flash_attn_3", "wandb"}
 
 
 def rewrite_for_cpu(source: bytes | str, filename: str) -> ast.Module:
@@ -51,17 +52,17 @@ class _CudaToCpu(ast.NodeTransformer):
         return node
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST:
-        """`from torch.cuda import x` -> from the shim; from a package that needs CUDA -> not installed."""
+        """`from torch.cuda import x` -> from the shim; from a package that is left out -> not installed."""
         if node.module == "torch.cuda":
             node.module = SHIM_MODULE
-        elif node.level == 0 and node.module is not None and _needs_cuda(node.module):
+        elif node.level == 0 and node.module is not None and _is_left_out(node.module):
             return _raise_not_found(node, node.module)
         return node
 
     def visit_Import(self, node: ast.Import) -> ast.AST:
         """`import transformer_engine` -> not installed, which megatron-core is prepared for."""
         for alias in node.names:
-            if _needs_cuda(alias.name):
+            if _is_left_out(alias.name):
                 return _raise_not_found(node, alias.name)
         return node
 
@@ -74,8 +75,8 @@ def _names_tensor_type(text: str) -> bool:
     return text.startswith("torch.cuda.") and text.endswith("Tensor") and text.count(".") == 2
 
 
-def _needs_cuda(module: str) -> bool:
-    return module.split(".")[0] in _CUDA_ONLY_PACKAGES
+def _is_left_out(module: str) -> bool:
+    return module.split(".")[0] in _LEFT_OUT
 
 
 def _raise_not_found(node: ast.stmt, module: str) -> ast.stmt:

@@ -12,7 +12,6 @@ from typing import Any, Self
 from megatron_vl.config.train import TrackingConfig
 from megatron_vl.train.metrics import BenchmarkScore, HeldoutLoss, ImageUse, JsonLines, StepMetrics
 from megatron_vl.train.progress import TrainingProgress
-from megatron_vl.train.report import write_report
 from megatron_vl.train.run_dir import RunDirectory, RunStatus
 from megatron_vl.train.tracking import Tracker, open_tracker
 
@@ -101,5 +100,7 @@ class Recorder:
     def end(self, state: str, stage: str, step: int) -> None:
         """The run ends here, for now or for good: status and report."""
         if self.enabled:
+            from megatron_vl.train.report import write_report  # matplotlib: on one rank, once
+
             self.run.write_status(RunStatus(state, stage, step))
             write_report(self.run)
