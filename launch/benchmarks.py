@@ -1,11 +1,14 @@
 """One rank of an evaluation: run the benchmarks, write and show what came out."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from rich.console import Console
+from rich.progress import BarColumn, Progress
 from rich.table import Table
 
 from launch.model import open_evaluator
@@ -22,22 +25,56 @@ from megatron_vl.train.run_dir import RunDirectory, write_atomically
 from megatron_vl.train.tracking import open_tracker
 
 
+class SuiteProgress:
+    """A bar a benchmark while they run, on a terminal; elsewhere nothing. Use as a context manager."""
+
+    def __init__(self, tasks: Sequence[Task], console: Console) -> None:
+        columns = (
+            "{task.description}",
+            BarColumn(bar_width=16),
+            "{task.completed:.0f}/{task.total:.0f} items",
+        )
+        shows = console.is_terminal and not console.quiet
+        self._bars = Progress(*columns, console=console, transient=True, disable=not shows)
+        self._waiting = [(self._bars.add_task(task.name, total=len(task.items)), task) for task in tasks]
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def update(self, done: int, total: int) -> None:
+        """Of the present benchmark, by this rank's share of it."""
+        bar, task = self._waiting[0]
+        self._bars.update(bar, completed=len(task.items) * done / total)
+
+    def end_benchmark(self) -> None:
+        bar, task = self._waiting.pop(0)
+        self._bars.update(bar, completed=len(task.items))
+
+
 def run_benchmarks(
     config: EvaluateConfig, description: Description, environment: RankEnvironment, run: RunDirectory
 ) -> int:
     """Run them all; rank 0 writes each result when it is there. Returns the exit status."""
     tasks = load_suite(check_suite(config.evaluation), config.evaluation.execute_code)
-    evaluator = open_evaluator(config, description, environment)
     writes = environment.rank == 0
     results: list[BenchmarkResult] = []
-    for task, result in zip(tasks, run_suite(tasks, evaluator), strict=True):
-        results.append(result)
-        if writes:
-            print(
-                f"{result.benchmark}: {len(result.records)} items by {result.method}{_left_out(task)}",
-                flush=True,
-            )
-            _write(run, config, results)
+    with SuiteProgress(tasks, Console(quiet=not (writes and config.tracking.progress))) as progress:
+        evaluator = open_evaluator(config, description, environment, progress.update)
+        for task, result in zip(tasks, run_suite(tasks, evaluator), strict=True):
+            results.append(result)
+            progress.end_benchmark()
+            if writes:
+                print(
+                    f"{result.benchmark}: {len(result.records)} items by {result.method}{_left_out(task)}",
+                    flush=True,
+                )
+                _write(run, config, results)
     if writes:
         _track(run, config, results)
         _show(results, run.path / "results.json")

@@ -1,7 +1,9 @@
 """A conversation with a checkpoint in the terminal, about images too."""
 
+import io
 import sys
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch.distributed as dist
@@ -17,6 +19,7 @@ from megatron_vl.evaluate.evaluator import Evaluator
 from megatron_vl.evaluate.items import ImageFile, Item
 
 HELP = "/image FILE shows an image with your next message, /reset forgets the conversation, Ctrl-D ends it"
+MAX_SILENCE_SECONDS = 7 * 24 * 3600
 
 
 @dataclass(kw_only=True)
@@ -52,28 +55,45 @@ class Conversation:
 def chat(config: EvaluateConfig, description: Description, environment: RankEnvironment) -> int:
     """Talk until the input ends, or answer `chat.prompt`. Rank 0 reads; all ranks compute. Returns the status."""
     images = [_image(path) for path in config.chat.images]
-    evaluator = open_evaluator(config, description, environment)
+    # While the user thinks, the other ranks wait in a broadcast.
+    patient = replace(config, run=replace(config.run, timeout_seconds=MAX_SILENCE_SECONDS))
+    evaluator, reads = open_evaluator(patient, description, environment), environment.rank == 0
     conversation = Conversation(system=config.chat.system)
     conversation.reset()
     conversation.waiting = images
     if config.chat.prompt is not None:
-        print(_answer(evaluator, conversation, config.chat.prompt, config.chat), flush=True)
+        answer = _answer(evaluator, conversation, config.chat.prompt, config.chat)
+        if reads:
+            print(answer, flush=True)
     else:
-        _talk(evaluator, conversation, config.chat, reads=environment.rank == 0)
+        _talk(evaluator, conversation, config.chat, reads)
     destroy_distributed()
     return 0
 
 
 def _talk(evaluator: Evaluator, conversation: Conversation, settings: ChatConfig, reads: bool) -> None:
     if reads:
+        _prepare_input()
         print(HELP, flush=True)
     while (line := _next_line(reads)) is not None:
         try:
-            said = _obey(line, conversation) or _answer(evaluator, conversation, line, settings)
+            said = _obey(line, conversation)
+            if said is None:
+                said = _answer(evaluator, conversation, line, settings) or "(the model says nothing)"
         except UserError as error:
             said = f"error: {error}"
+            if not line.startswith("/"):
+                said += "; this message is forgotten, /reset forgets the whole conversation"
         if reads:
             print(said, flush=True)
+
+
+def _prepare_input() -> None:
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # broken UTF-8 in a pipe is no reason to fail
+    if sys.stdin.isatty():
+        with suppress(ImportError):
+            import readline  # noqa: F401  # input() then has arrow keys and a history
 
 
 def _next_line(reads: bool) -> str | None:
@@ -84,7 +104,7 @@ def _next_line(reads: bool) -> str | None:
             while not (line := input("you> " if sys.stdin.isatty() else "").strip()):
                 continue
             read = [line]
-        except (EOFError, KeyboardInterrupt):
+        except EOFError:
             print()
     dist.broadcast_object_list(read)
     return read[0]

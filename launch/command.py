@@ -1,6 +1,7 @@
 """How commands compose the configuration, and how they end when a user can mend what is wrong."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ def run_command(task: Callable[[Any], int], config_name: str = "pretrain") -> No
     """Call `task` with `hydra_conf/<config_name>.yaml` after the command line's overrides; exit with its status.
 
     A UserError is printed alone, as one line that begins with "error: ", and the exit status is 1. Ranks of one run
-    that meet the same error print it once.
+    that meet the same error print it once. A Ctrl-C ends it with 130.
     """
     register_schemas()
 
@@ -31,6 +32,11 @@ def run_command(task: Callable[[Any], int], config_name: str = "pretrain") -> No
             if _is_first_to_report():
                 print(f"error: {error}", file=sys.stderr, flush=True)
             status = 1
+        except (
+            KeyboardInterrupt
+        ):  # asked for, so without a traceback; what follows ^C in a terminal is a new line
+            print(file=sys.stderr, flush=True)
+            status = 128 + signal.SIGINT
         sys.stdout.flush()
         # Threads of a broken process group must not keep a failed rank alive.
         os._exit(status) if status else sys.exit(0)

@@ -20,7 +20,9 @@ from megatron_vl.checkpoint.description import (
 from megatron_vl.config.data import DataConfig
 from megatron_vl.config.errors import UserError
 from megatron_vl.config.evaluate import MODES, EvaluateConfig, register_evaluate_schema
-from megatron_vl.config.train import PRECISIONS
+from megatron_vl.config.model import LanguageConfig
+from megatron_vl.config.parallel import ParallelConfig
+from megatron_vl.config.train import PRECISIONS, TRACKING_MODES
 from megatron_vl.device.processes import (
     LAUNCHER_VARIABLE,
     RankEnvironment,
@@ -28,6 +30,8 @@ from megatron_vl.device.processes import (
     rank_environment,
 )
 from megatron_vl.evaluate.suite_check import check_suite
+from megatron_vl.planning.layout import resolve_layout
+from megatron_vl.planning.topology import Topology, check_tensor_size
 from megatron_vl.train.run_dir import RunDirectory
 
 
@@ -41,6 +45,7 @@ def evaluate(config: EvaluateConfig) -> int:
     config = replace(config, data=_data_of(config, description))
     model_size = config.parallel.tensor_size * config.parallel.pipeline_size
     world_size = environment.world_size if environment else config.run.num_processes or model_size
+    _check_division(config.parallel, description.model.language, world_size)
     if config.mode == "chat":
         if environment is None and world_size > 1:
             raise UserError(
@@ -51,6 +56,11 @@ def evaluate(config: EvaluateConfig) -> int:
 
         return chat(config, description, environment or _alone())
     run = RunDirectory(config.run.dir)
+    if run.status.exists():
+        raise UserError(
+            f"run.dir={run.path} is where a training run writes; give a directory of its own, such as "
+            f"{run.path / 'evaluate'}"
+        )
     if environment is None or environment.rank == 0:
         run.acquire()
     if environment is None:
@@ -66,22 +76,45 @@ def evaluate(config: EvaluateConfig) -> int:
 
 def _check(config: EvaluateConfig) -> Description:
     """What can be said before a process group is joined."""
-    for field, value, valid in (("mode", config.mode, MODES), ("precision", config.precision, PRECISIONS)):
+    for field, value, valid in (
+        ("mode", config.mode, MODES),
+        ("precision", config.precision, PRECISIONS),
+        ("tracking.wandb", config.tracking.wandb, TRACKING_MODES),
+    ):
         if value not in valid:
             raise UserError(f"{field}={value}: must be one of {', '.join(valid)}")
+    for field, number in (
+        ("run.num_processes", config.run.num_processes),
+        ("chat.max_new_tokens", config.chat.max_new_tokens),
+    ):
+        if number is not None and number < 1:
+            raise UserError(f"{field}={number}: must be at least 1")
+    for image in config.chat.images:
+        if not Path(image).is_file():
+            raise UserError(f"chat.images: {image} is no file")
     if not config.checkpoint:
         raise UserError(
             "checkpoint is not given: name the folder of one, such as runs/NAME/checkpoints/joint-00000350"
         )
     description = read_description(Path(config.checkpoint))
-    if config.mode == "benchmarks":
-        if not config.evaluation.benchmarks:
-            raise UserError(
-                "there is nothing to run: give evaluation=paper, or +evaluation.benchmarks.NAME.path=FILE for single "
-                "benchmarks, or mode=chat"
-            )
-        check_suite(config.evaluation)
+    suite = check_suite(config.evaluation)
+    if config.mode == "benchmarks" and not suite:
+        raise UserError(
+            "there is nothing to run: give evaluation=paper, or +evaluation.benchmarks.NAME.path=FILE for single "
+            "benchmarks, or mode=chat"
+        )
     return description
+
+
+def _check_division(parallel: ParallelConfig, language: LanguageConfig, world_size: int) -> None:
+    topology = Topology(
+        world_size=world_size,
+        tensor_size=parallel.tensor_size,
+        pipeline_size=parallel.pipeline_size,
+        virtual_size=parallel.virtual_size,
+    )
+    check_tensor_size(language, parallel.tensor_size, parallel.sequence_parallel)
+    resolve_layout(parallel.layout, language.num_layers, topology)
 
 
 def _data_of(config: EvaluateConfig, description: Description) -> DataConfig:

@@ -4,7 +4,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from megatron_vl.config.evaluate import EvaluationConfig
 from megatron_vl.data.loader import ContentRule
 from megatron_vl.evaluate.evaluator import Evaluator
 from megatron_vl.evaluate.heldout import Scorer
@@ -72,17 +71,16 @@ class MeasureHeldout:
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureBenchmarks:
-    """Runs the benchmarks of `evaluation` with a stage's model."""
+    """Runs benchmarks with a stage's model."""
 
     tasks: Sequence[Task]
     content: ContentRule
-    evaluation: EvaluationConfig
-    max_positions: int  # of the model
+    sequence_length: int
+    max_cached_positions: int
 
     def __call__(self, stage: Stage, moment: Moment) -> list[BenchmarkScore]:
         """Collective over the world."""
-        length = min(self.evaluation.sequence_length, self.max_positions)
-        evaluator = evaluator_of(stage, self.content, length, self.evaluation.max_cached_positions)
+        evaluator = evaluator_of(stage, self.content, self.sequence_length, self.max_cached_positions)
         return [
             BenchmarkScore(
                 stage=stage.settings.name,

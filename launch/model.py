@@ -10,11 +10,15 @@ from megatron_vl.device.machine import pick_device, require_gpu_extra
 from megatron_vl.device.process_group import initialize_distributed
 from megatron_vl.device.processes import RankEnvironment
 from megatron_vl.evaluate.evaluator import Evaluator
+from megatron_vl.evaluate.items import Progress, no_progress
 from megatron_vl.train.sources import content_rule, text_rule
 
 
 def open_evaluator(
-    config: EvaluateConfig, description: Description, environment: RankEnvironment
+    config: EvaluateConfig,
+    description: Description,
+    environment: RankEnvironment,
+    progress: Progress = no_progress,
 ) -> Evaluator:
     """Join the other ranks and load this one's part of the model. Collective over the world.
 
@@ -33,4 +37,5 @@ def open_evaluator(
         content=content,
         sequence_length=min(config.evaluation.sequence_length, description.model.language.max_positions),
         max_cached_positions=config.evaluation.max_cached_positions,
+        progress=progress,
     )

@@ -10,7 +10,7 @@ from megatron_vl.config.root import PretrainConfig
 from megatron_vl.device.machine import pick_device, require_gpu_extra
 from megatron_vl.device.process_group import destroy_distributed, initialize_distributed
 from megatron_vl.device.processes import RankEnvironment
-from megatron_vl.evaluate.suite import load_suite
+from megatron_vl.evaluate.suite import check_items, load_suite
 from megatron_vl.evaluate.suite_check import check_suite
 from megatron_vl.train.environment import current_commit, environment_versions
 from megatron_vl.train.loop import Evaluation, Run
@@ -71,9 +71,10 @@ def _evaluations(
         benchmarks = MeasureBenchmarks(
             tasks=load_suite(check_suite(evaluation), evaluation.execute_code),
             content=sources.content,
-            evaluation=evaluation,
-            max_positions=config.model.language.max_positions,
+            sequence_length=min(evaluation.sequence_length, config.model.language.max_positions),
+            max_cached_positions=evaluation.max_cached_positions,
         )
+        check_items(benchmarks.tasks, benchmarks.content, benchmarks.sequence_length)
         evaluations.append(Evaluation(measure=benchmarks, every=evaluation.every, at_start=False))
     return evaluations
 
@@ -81,7 +82,7 @@ def _evaluations(
 def quiet_libraries() -> None:
     """What megatron-core does in ways that torch will drop, or would do better on a GPU, is no user's business."""
     for message in (
-        "torch.distributed.(all_gather_into|reduce_scatter)_tensor. is deprecated",
+        ".?torch.distributed.(all_gather_into|reduce_scatter)_tensor. is deprecated",
         "The .grad attribute of a Tensor that is not a leaf",
         "When using async grad allreduce it is recommended",
         ".load_state_dict. is deprecated",

@@ -7,6 +7,7 @@ from typing import Any
 PARTS = ("siglip", "sam", "sam_downsample", "adaptor", "embedding", "decoder", "head")
 SCHEDULES = ("cosine", "multi_step", "constant")
 PRECISIONS = ("fp32", "bf16")
+TRACKING_MODES = ("disabled", "offline", "online")
 
 
 @dataclass(kw_only=True)
@@ -81,7 +82,7 @@ class RunConfig:
 
 @dataclass(kw_only=True)
 class TrackingConfig:
-    wandb: str = "disabled"  # disabled, offline or online
+    wandb: str = "disabled"  # of TRACKING_MODES
     project: str = "megatron-vl"
     progress: bool = True
     timeline_every: int = 100  # steps between recordings of the pipeline's timeline

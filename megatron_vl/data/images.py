@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from megatron_vl.config.errors import UserError
 from megatron_vl.data.sample import IMAGE_FORMATS, SampleError
@@ -85,6 +85,9 @@ def decode_image(data: bytes, rule: ImageRule, key: str, shard: str) -> NDArray[
             upright = _on_white(ImageOps.exif_transpose(image))
     except SampleError:
         raise
+    except UnidentifiedImageError as error:  # its own words name an object in memory
+        detail = f"it is none of {', '.join(FORMATS)}"
+        raise SampleError("image cannot be decoded", key, shard, detail) from error
     except Exception as error:  # see read_size
         raise SampleError("image cannot be decoded", key, shard, str(error)) from error
     return pad_to_square(upright, rule)

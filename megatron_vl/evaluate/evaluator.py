@@ -8,16 +8,16 @@ from typing import Any
 from megatron_vl.config.evaluate import NORMALIZATIONS
 from megatron_vl.data.loader import ContentRule
 from megatron_vl.evaluate.generate import Generator
-from megatron_vl.evaluate.items import Item
+from megatron_vl.evaluate.items import Item, Progress, no_progress
 from megatron_vl.evaluate.rows import RowScorer
 from megatron_vl.evaluate.sequences import (
     SequenceUnits,
     TokenSequence,
     agree_on_sequences,
     check_length,
+    choices_of,
     cut_into_units,
-    option_sequences,
-    prompt_sequence,
+    prompts_of,
     raise_together,
     text_sequence,
 )
@@ -62,6 +62,7 @@ class Evaluator:
     content: ContentRule
     sequence_length: int
     max_cached_positions: int = 16384
+    progress: Progress = no_progress
 
     def score(self, sequences: Sequence[TokenSequence]) -> list[SequenceScore]:
         """Sum the loss of each sequence's scored tokens. A text longer than a row is cut into rows, each on its own.
@@ -77,6 +78,7 @@ class Evaluator:
             groups=self.groups,
             content=self.content,
             sequence_length=self.sequence_length,
+            progress=self.progress,
         )
         reader = SequenceUnits(sequences, self.content.image, self.sequence_length, rows.role)
         scores = rows.score(units, reader)
@@ -97,7 +99,8 @@ class Evaluator:
         """
         if normalization not in NORMALIZATIONS:
             raise ValueError(f"normalization is {normalization!r}; valid: {', '.join(NORMALIZATIONS)}")
-        scores = iter(self.score(agree_on_sequences(lambda: self._options(items))))
+        length = self.sequence_length
+        scores = iter(self.score(agree_on_sequences(lambda: choices_of(items, self.content, length))))
         choices = []
         for item in items:
             of_item = tuple(_normalized(next(scores), option, normalization) for option in item.options)
@@ -122,30 +125,18 @@ class Evaluator:
 
         Raises UserError where a prompt and its answer do not fit `sequence_length`, or an image cannot be used.
         """
-        prompts = agree_on_sequences(lambda: self._prompts(items, max_new_tokens))
+        prompts = agree_on_sequences(
+            lambda: prompts_of(items, self.content, max_new_tokens, self.sequence_length)
+        )
         generator = Generator(
             chunks=self.chunks,
             groups=self.groups,
             content=self.content,
             max_new_tokens=max_new_tokens,
             max_cached_positions=self.max_cached_positions,
+            progress=self.progress,
         )
         return [self.content.text.decode(tokens).strip() for tokens in generator.answer(prompts)]
-
-    def _options(self, items: Sequence[Item]) -> list[TokenSequence]:
-        sequences = [sequence for item in items for sequence in option_sequences(item, self.content)]
-        for sequence in sequences:
-            check_length(sequence.name, sequence.num_positions, self.sequence_length)
-        return sequences
-
-    def _prompts(self, items: Sequence[Item], max_new_tokens: int) -> list[TokenSequence]:
-        prompts = [prompt_sequence(item, self.content) for item in items]
-        for prompt in prompts:
-            num_positions = len(prompt.encoded.tokens) + max_new_tokens
-            check_length(
-                f"{prompt.name} with {max_new_tokens} new tokens", num_positions, self.sequence_length
-            )
-        return prompts
 
 
 def _normalized(score: SequenceScore, option: str, normalization: str) -> float:

@@ -17,6 +17,7 @@ from megatron.core.utils import unwrap_model
 from torch import Tensor
 
 from megatron_vl.data.loader import ContentRule
+from megatron_vl.evaluate.items import Progress, no_progress
 from megatron_vl.evaluate.sequences import TokenSequence, decode_images, raise_together
 from megatron_vl.model.generation import (
     KeyValueCache,
@@ -48,6 +49,7 @@ class Generator:
     content: ContentRule
     max_new_tokens: int
     max_cached_positions: int
+    progress: Progress = no_progress
 
     def answer(self, prompts: Sequence[TokenSequence]) -> list[list[int]]:
         """Each prompt's answer without the end of sentence, on all ranks. Collective over the world.
@@ -62,6 +64,7 @@ class Generator:
             for batch in self._batches({number: len(prompts[number].encoded.tokens) for number in mine}):
                 found = self._answer_batch([prompts[number] for number in batch], modules, errors)
                 answers |= zip(batch, found, strict=True)
+                self.progress(len(answers), len(mine))
         raise_together(errors)
         replicas: list[dict[int, list[int]]] = [{}] * groups.topology.data_size
         dist.all_gather_object(replicas, answers, group=groups.collection.dp)

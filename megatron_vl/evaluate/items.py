@@ -1,9 +1,17 @@
 """What a benchmark asks: one value for every format, made by the readers and scored by everything else."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_vl.data.sample import Sample
+
+# Told how much is done of this rank's share of the items, and of how much; in no particular unit.
+Progress = Callable[[int, int], None]
+
+
+def no_progress(done: int, total: int) -> None:
+    """Tells nobody."""
 
 
 @dataclass(frozen=True, kw_only=True)

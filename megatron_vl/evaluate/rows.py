@@ -17,6 +17,7 @@ from megatron_vl.data.batch import RowRule, mask_failed
 from megatron_vl.data.loader import ContentRule, Loader, Role, UnitReader
 from megatron_vl.data.plan_state import PlanState
 from megatron_vl.data.types import TEXT, Microbatch, Pack, StepPlan, Unit
+from megatron_vl.evaluate.items import Progress, no_progress
 from megatron_vl.parallel.gradients import parameters_at_rest
 from megatron_vl.parallel.groups import Groups
 from megatron_vl.parallel.pipeline import agree_on_plan, run_forward
@@ -42,6 +43,7 @@ class RowScorer:
     groups: Groups
     content: ContentRule
     sequence_length: int
+    progress: Progress = no_progress
 
     @property
     def role(self) -> Role:
@@ -75,10 +77,11 @@ class RowScorer:
         rule = RowRule(sequence_length=self.sequence_length, packing=True, micro_batch_size=1)
         planner = _FixedPlan(packs, rows_at_once, pipeline_size)
         with Loader(planner, reader, self.content, rule, self.role, prefetch_steps=1) as loader:
-            for loaded in islice(loader, planner.num_steps):
+            for done, loaded in enumerate(islice(loader, planner.num_steps), start=1):
                 failed = agree_on_plan(loaded.microbatches, loaded.plan.digest, self.groups)
                 batches = [mask_failed(*pair) for pair in zip(loaded.microbatches, failed, strict=True)]
                 yield from zip(batches, run_forward(self.chunks, batches, self.groups), strict=False)
+                self.progress(done, planner.num_steps)
         failures += loader.failures.examples
 
 

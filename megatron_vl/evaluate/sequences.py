@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from megatron_vl.config.errors import UserError
 from megatron_vl.data.batch import cut_unit
-from megatron_vl.data.images import ImageRule, decode_image, read_size
+from megatron_vl.data.images import FORMATS, ImageRule, decode_image, read_size
 from megatron_vl.data.loader import ContentRule, Role, UnitContent
 from megatron_vl.data.sample import Message, Sample, SampleError
 from megatron_vl.data.text import EncodedSample
@@ -87,9 +87,28 @@ def check_length(name: str, num_positions: int, sequence_length: int) -> None:
     """Raise UserError where something takes more positions than a row has."""
     if num_positions > sequence_length:
         raise UserError(
-            f"{name} takes {num_positions} positions, rows have {sequence_length}; shorten it or evaluate with "
-            f"rows of at least {num_positions}"
+            f"{name} takes {num_positions} positions; evaluation.sequence_length and the model's positions leave "
+            f"{sequence_length}"
         )
+
+
+def choices_of(items: Sequence[Item], content: ContentRule, sequence_length: int) -> list[TokenSequence]:
+    """All options of all items, in order. Raises UserError where one cannot be scored or does not fit."""
+    sequences = [sequence for item in items for sequence in option_sequences(item, content)]
+    for sequence in sequences:
+        check_length(sequence.name, sequence.num_positions, sequence_length)
+    return sequences
+
+
+def prompts_of(
+    items: Sequence[Item], content: ContentRule, max_new_tokens: int, sequence_length: int
+) -> list[TokenSequence]:
+    """All prompts, in order. Raises UserError where one does not fit with `max_new_tokens` more."""
+    prompts = [prompt_sequence(item, content) for item in items]
+    for prompt in prompts:
+        num_positions = len(prompt.encoded.tokens) + max_new_tokens
+        check_length(f"{prompt.name} with {max_new_tokens} new tokens", num_positions, sequence_length)
+    return prompts
 
 
 def option_sequences(item: Item, content: ContentRule) -> list[TokenSequence]:
@@ -173,7 +192,13 @@ def _answered(prompt: Sample, option: str) -> Sample:
 
 
 def _tokens_per_image(item: Item, content: ContentRule) -> list[int]:
-    sizes = [read_size(_read(image, f"item {item.key!r}")) for image in item.images]
+    name, sizes = f"item {item.key!r}", list[tuple[int, int]]()
+    for image in item.images:
+        sizes.append(read_size(_read(image, name)))
+        if sizes[-1] == (0, 0):
+            raise UserError(
+                f"{name}: its image {image.name} cannot be decoded; it must be a whole {', '.join(FORMATS)} file"
+            )
     return [int(count) for count in content.image_tokens.count(np.array(sizes, np.int32).reshape(-1, 2))]
 
 

@@ -1,5 +1,7 @@
 """What can be said of a configuration's benchmarks before ranks start: no torch, and no file is read."""
 
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,10 @@ def check_suite(evaluation: EvaluationConfig) -> dict[str, BenchmarkConfig]:
     Raises:
         UserError: naming the field that cannot be what is meant.
     """
-    if evaluation.every < 0:
-        raise UserError(f"evaluation.every={evaluation.every}: must be at least 0")
+    for limit, least in (("every", 0), ("sequence_length", 1), ("max_cached_positions", 1)):
+        value = getattr(evaluation, limit)
+        if value < least:
+            raise UserError(f"evaluation.{limit}={value}: must be at least {least}")
     return {
         name: _check(f"evaluation.benchmarks.{name}", name, evaluation.benchmarks[name])
         for name in evaluation.benchmarks
@@ -26,6 +30,11 @@ def check_suite(evaluation: EvaluationConfig) -> dict[str, BenchmarkConfig]:
 
 
 def _check(field: str, name: str, values: Any) -> BenchmarkConfig:
+    fields = [entry.name for entry in dataclasses.fields(BenchmarkConfig)]
+    if not isinstance(values, Mapping):
+        raise UserError(f"{field}={values}: must be fields, of {', '.join(fields)}")
+    for unknown in [name for name in values if name not in fields]:
+        raise UserError(f"{field}.{unknown}: there is no such field; valid: {', '.join(fields)}")
     try:
         merged = OmegaConf.merge(OmegaConf.structured(BenchmarkConfig), values)
         config: Any = OmegaConf.to_object(merged)

@@ -7,7 +7,7 @@ from megatron_vl.config.errors import UserError
 from megatron_vl.config.model_check import check_model
 from megatron_vl.config.parallel import ParallelConfig
 from megatron_vl.config.root import STAGE_NAMES, PretrainConfig
-from megatron_vl.config.train import PARTS, PRECISIONS, SCHEDULES, StageConfig
+from megatron_vl.config.train import PARTS, PRECISIONS, SCHEDULES, TRACKING_MODES, StageConfig
 from megatron_vl.planning.layout import resolve_layout
 from megatron_vl.planning.topology import Topology, check_batch_sizes, check_tensor_size
 
@@ -107,7 +107,7 @@ def _check_choices(config: PretrainConfig) -> None:
         raise UserError(f"stages={config.stages}: name each stage once, of {', '.join(STAGE_NAMES)}")
     _one_of("train.precision", config.train.precision, PRECISIONS)
     _one_of("recompute.language", config.recompute.language, ("none", "selective", "full"))
-    _one_of("tracking.wandb", config.tracking.wandb, ("disabled", "offline", "online"))
+    _one_of("tracking.wandb", config.tracking.wandb, TRACKING_MODES)
     for field, value in (
         ("train.stop_at", config.train.stop_at),
         ("checkpoint.every", config.checkpoint.every),

@@ -107,18 +107,20 @@ def test_training_goes_on_bit_for_bit(parallel: ParallelConfig, tokenizer: Path)
         assert len(after.answers) == 2 * len(ITEMS) and after.answers == evaluated[0].answers
 
 
-BROKEN = ask("broken", "<image>?", b"no image")
+BROKEN = ask("broken", "<image>?", picture(40, 40, file_format="JPEG")[:-200])
+NO_IMAGE = ask("no image", "<image>?", b"no image")
 LONG = ask("long", "words " * 200)
 REFUSED = {
     "choose": {
         "broken": (BROKEN, "item 'broken', option 0\" in 0.png: image cannot be decoded"),
-        "long": (LONG, "item 'long', option 0 takes [0-9]+ positions, rows have 128"),
+        "long": (LONG, "item 'long', option 0 takes [0-9]+ positions; .* leave 128"),
         "blank": (replace(ITEMS[1], key="blank", options=("a", " ")), "item 'blank', option 1 is blank"),
         "bare": (replace(ITEMS[1], key="bare", options=()), "item 'bare' has no options"),
     },
     "generate": {
         "broken": (BROKEN, "item 'broken'\" in 0.png: image cannot be decoded"),
-        "long": (LONG, "item 'long' with 3 new tokens takes [0-9]+ positions, rows have 128"),
+        "no image": (NO_IMAGE, "item 'no image': its image 0.png cannot be decoded"),
+        "long": (LONG, "item 'long' with 3 new tokens takes [0-9]+ positions; .* leave 128"),
         "marks": (ask("marks", "<image>?"), "item 'marks' has 1 image marks for 0 images"),
     },
     "bits_per_byte": {"chat": (ITEMS[1], "item 'picture' is no plain text")},

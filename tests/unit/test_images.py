@@ -114,6 +114,7 @@ def test_what_cannot_be_decoded_is_an_error_that_names_the_sample(data: bytes) -
     ) as caught:
         decode(data)
     assert caught.value.cause == "image cannot be decoded"
+    assert " object at 0x" not in str(caught.value)
 
 
 def test_an_exception_of_any_kind_is_the_sample_s(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,8 +112,16 @@ def test_an_image_that_is_not_there_is_named(content: ContentRule, tmp_path: Pat
         prompt_sequence(Item(key="k", prompt=asking("<image>"), images=(missing,)), content)
 
 
+def test_a_file_that_is_no_image_is_named(content: ContentRule) -> None:
+    page = ImageFile(name="page.png", data=b"<html>")
+    with pytest.raises(
+        UserError, match=r"item 'k': its image page\.png cannot be decoded; it must be a whole JPEG"
+    ):
+        prompt_sequence(Item(key="k", prompt=asking("<image>"), images=(page,)), content)
+
+
 def test_an_image_that_cannot_be_decoded_is_zeros_and_told(content: ContentRule) -> None:
-    broken = ImageFile(name="broken.png", data=b"no image")
+    broken = ImageFile(name="broken.png", data=picture(file_format="JPEG")[:-200])
     item = Item(key="k", prompt=asking("<image><image>"), images=(broken, IMAGE))
     (first, second), error = decode_images(prompt_sequence(item, content), content.image)
     assert not first.any() and second.any() and first.shape == second.shape == (3, 32, 32)

@@ -170,7 +170,7 @@ def read_mbpp(path: Path, images: Path | None) -> list[Item]:
 
 
 def read_texts(path: Path, images: Path | None) -> list[Item]:
-    """Documents whose bits are counted: a .txt or .md file is one; a line of .jsonl has one in "text" (EleutherAI's Pile).
+    """Documents whose bits are counted: a .txt or .md file is one; a line of .jsonl has one in "text" (the Pile).
 
     The category is a line's meta.pile_set_name. A folder stands for all such files in it.
     """
