@@ -10,8 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from launch.command import run_command
-from megatron_vl.config.convert import DIRECTIONS, ConvertConfig, register_convert_schema
+from megatron_vl.config.convert import DIRECTIONS, ConvertConfig, PartsConfig, register_convert_schema
 from megatron_vl.config.errors import UserError
+
+# What each direction reads, besides `direction` and `output`
+READ = {
+    "import from source": ("source", "parts", "vocab_size"),
+    "import from parts": ("source", "parts", "vocab_size", "adaptor", "seed"),
+    "export": ("checkpoint",),
+    "reshard": ("checkpoint", "parallel"),
+}
 
 
 def convert(config: ConvertConfig) -> int:
@@ -20,9 +28,23 @@ def convert(config: ConvertConfig) -> int:
         raise UserError(f"direction={config.direction or 'null'}: must be one of {', '.join(DIRECTIONS)}")
     if not config.output:
         raise UserError("output is not given: name the folder to write, which must not exist")
+    _refuse_unread(config)
     output = Path(config.output)
     {"import": _import, "export": _export, "reshard": _reshard}[config.direction](config, output)
     return 0
+
+
+def _refuse_unread(config: ConvertConfig) -> None:
+    """An option that would do nothing is one that the user expects something of."""
+    start = " from source" if config.parts == PartsConfig() else " from parts"  # both: `_import` refuses
+    direction = config.direction + (start if config.direction == "import" else "")
+    unread = [
+        name
+        for name, default in vars(ConvertConfig()).items()
+        if name not in ("direction", "output", *READ[direction]) and getattr(config, name) != default
+    ]
+    if unread:
+        raise UserError(f"{', '.join(unread)}: not read by {direction}; leave it out")
 
 
 def _import(config: ConvertConfig, output: Path) -> None:

@@ -19,7 +19,8 @@ from megatron_vl.config.model import ModelConfig
 DESCRIPTION_FILE = "model.json"
 TOKENIZER_FOLDER = "tokenizer"
 TOKENIZER_FILE = "tokenizer.json"
-# What comes with a tokenizer, and goes where it goes.
+# What comes with a tokenizer, and goes where it goes. A source's processor settings do not: they name classes of its
+# own layout, and an export writes them from the model.
 CARRIED_FILES = (
     TOKENIZER_FILE,
     "tokenizer_config.json",
@@ -29,8 +30,6 @@ CARRIED_FILES = (
     "chat_template.jinja",
     "chat_template.json",
     "generation_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
 )
 # Fields of a model that say how it computes or begins, not what its weights are.
 NOT_OF_WEIGHTS = ("model.name", "model.vision.max_images_per_forward", "model.language.init_std")

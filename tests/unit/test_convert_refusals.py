@@ -13,12 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from launch.convert import convert
 from megatron_vl.checkpoint.convert import aside
 from megatron_vl.checkpoint.convert.aside import whole_folder
 from megatron_vl.checkpoint.convert.exporting import export_model
 from megatron_vl.checkpoint.convert.importing import import_model
 from megatron_vl.checkpoint.convert.resharding import reshard
 from megatron_vl.checkpoint.description import DESCRIPTION_FILE, check_same_weights, read_description
+from megatron_vl.config.convert import ConvertConfig, PartsConfig
 from megatron_vl.config.errors import UserError
 from megatron_vl.config.parallel import ParallelConfig
 from tests.support.releases import release
@@ -104,6 +106,13 @@ def other_depth(folder: Path) -> None:
         (code_in_pickle, ["pytorch_model.bin", "safetensors"]),
         (index_outside, ["model.safetensors.index.json", "outside.safetensors", "not beside it"]),
         (missing_piece, ["model-00001-of-00002.safetensors"]),
+        (
+            lambda f: (
+                missing_piece(f),
+                (f / "model.safetensors.index.json").write_text('{"weight_map": {}}'),
+            ),
+            ["model.safetensors.index.json", 'no "weight_map"'],
+        ),
         (lambda f: (f / "model.safetensors").unlink(), ["has no weights", "model.safetensors"]),
         (lambda f: (f / "config.json").unlink(), ["config.json", "No such file"]),
         (lambda f: (f / "config.json").write_text("{"), ["config.json", "no JSON"]),
@@ -148,6 +157,31 @@ def test_an_output_that_exists_is_left_alone(source: Path, tmp_path: Path) -> No
     with pytest.raises(UserError, match="exists"):
         import_model(source, tmp_path / "there")
     assert (tmp_path / "there" / "mine").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("given", "word"),
+    [
+        (ConvertConfig(direction="export", checkpoint="a", vocab_size=400), "vocab_size"),
+        (ConvertConfig(direction="import", source="a", adaptor="mlp_gelu"), "adaptor"),
+        (ConvertConfig(direction="import", parts=PartsConfig(sam="b"), checkpoint="a"), "checkpoint"),
+        (
+            ConvertConfig(direction="export", checkpoint="a", parallel=ParallelConfig(tensor_size=2)),
+            "parallel",
+        ),
+    ],
+)
+def test_what_a_direction_does_not_read_is_refused(given: ConvertConfig, word: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"^{word}: not read by {given.direction}"):
+        convert(replace(given, output=str(tmp_path / "output")))
+
+
+def test_an_output_that_cannot_be_named_is_told(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"output=.* cannot be written"):
+        import_model(source, tmp_path / ("n" * 300))
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"output=.*link exists"):
+        import_model(source, tmp_path / "link")
 
 
 @pytest.mark.parametrize("convert", [import_model, export_model])

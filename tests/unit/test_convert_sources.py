@@ -132,6 +132,19 @@ def test_a_released_config_is_our_model(values: dict[str, Any], name: str, tmp_p
         ({"vision_config": {"model_type": "siglip_vision_model"}}, ["vision_config.hidden_act", "gelu"]),
         ({"text_config": None}, ["text_config"]),
         ({"image_token_id": "<image>"}, ["image_token_id"]),
+        ({"model_type": ["deepseek_vl"]}, ["model_type"]),
+        ({"text_config": {**OFFICIAL_LANGUAGE, "num_attention_heads": 0}}, ["num_attention_heads is 0"]),
+        ({"text_config": {**OFFICIAL_LANGUAGE, "num_hidden_layers": 10**9}}, ["num_hidden_layers", "1000"]),
+        ({"text_config": {**OFFICIAL_LANGUAGE, "vocab_size": 10**20}}, ["vocab_size", "at most"]),
+        ({"text_config": {**OFFICIAL_LANGUAGE, "rms_norm_eps": float("nan")}}, ["rms_norm_eps is nan"]),
+        ({"high_res_vision_config": {"mlp_dim": "wide"}}, ["mlp_dim", "int"]),
+        (OFFICIAL_7B | {"vision_config": None}, ["vision_config must be an object"]),
+        (OFFICIAL_7B | {"aligner_config": {"params": []}}, ["params must be an object"]),
+        (
+            OFFICIAL_7B | {"vision_config": {"params": {"high_res_cfg": {}}}},
+            ["low_res_cfg must be an object"],
+        ),
+        (OFFICIAL_1B | {"vision_config": {"params": {"model_name": []}}}, ["model_name", "siglip_large"]),
     ],
 )
 def test_what_would_be_computed_otherwise_is_refused(
@@ -141,6 +154,20 @@ def test_what_would_be_computed_otherwise_is_refused(
         read_source_model(write_config(tmp_path, TRANSFORMERS_7B | change))
     for word in [str(tmp_path / "config.json"), *words]:
         assert word in str(raised.value)
+
+
+def test_a_config_nested_too_deeply_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"a":' * 100_000)
+    with pytest.raises(UserError, match=r"config\.json is no JSON"):
+        read_source_model(tmp_path)
+
+
+def test_key_value_heads_may_be_left_to_their_default(tmp_path: Path) -> None:
+    values = {
+        **TRANSFORMERS_7B,
+        "text_config": {**TRANSFORMERS_7B["text_config"], "num_key_value_heads": None},
+    }
+    assert read_source_model(write_config(tmp_path, values)).model.language.num_heads == 32
 
 
 def stored(checkpoint: Path) -> dict[str, Tensor]:
@@ -210,6 +237,13 @@ def test_separate_sources_become_one_model(parts: dict[str, Path], tmp_path: Pat
     for name in ("adaptor.high_up_proj.weight", "adaptor.layers.1.bias", "towers.sam.downsamples.0.weight"):
         assert torch.equal(ours[f"stage_zero.{name}"], fresh.get_parameter(name)), name
     assert imported.model.vision.adaptor.kind == "hybrid_mlp_gelu"
+
+
+def test_a_siglip_of_another_activation_is_refused(parts: dict[str, Path], tmp_path: Path) -> None:
+    values = json.loads((parts["siglip"] / "config.json").read_text())
+    values["vision_config"]["hidden_act"] = "relu"
+    with pytest.raises(UserError, match="hidden_act is 'relu'"):
+        read_parts({**parts, "siglip": write_config(tmp_path, values)}, None)
 
 
 def test_a_text_only_tokenizer_gets_the_image_token(parts: dict[str, Path], tmp_path: Path) -> None:

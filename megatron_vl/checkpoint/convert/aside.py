@@ -20,7 +20,7 @@ def whole_folder(target: Path, num_bytes: int) -> Iterator[Path]:
     Raises:
         UserError: `target` exists or cannot be made, or its disk is or gets full.
     """
-    if target.exists():
+    if os.path.lexists(target):  # a link to nothing is in the way too
         raise UserError(f"output={target} exists; name a folder that does not")
     aside = target.with_name(target.name + ASIDE)
     try:

@@ -23,6 +23,10 @@ from megatron_vl.config.model_check import check_model
 
 CONFIG_FILE = "config.json"
 IMAGE_TOKEN_ID = 100015  # of <image_placeholder> in the released tokenizers
+# Shapes are laid out before any weight is looked at. Beyond these limits that alone fills a machine or overflows.
+LIMITS = {"num_hidden_layers": 1000, "image_size": 2**16}
+MAX_NUMBER = 10**9
+MAX_SIZE = 2**24
 
 LLAMA_DEFAULTS = {
     "hidden_size": 4096,
@@ -50,6 +54,7 @@ SAM_DEFAULTS = {
     "hidden_size": 768,
     "num_hidden_layers": 12,
     "num_attention_heads": 12,
+    "mlp_dim": 3072,  # as a type: without it the class takes `mlp_ratio`
     "mlp_ratio": 4.0,
     "window_size": 14,
     "global_attn_indexes": [2, 5, 8, 11],
@@ -64,6 +69,8 @@ LLAMA_FIXED = {
     "tie_word_embeddings": False,
     "rope_scaling": None,
 }
+# Of a SigLIP of its own: its class's default, and the exact form, which is computed for both
+SIGLIP_ACTIVATIONS = ("gelu_pytorch_tanh", "gelu")
 # The towers that official configs name, with the sizes in the code of those names
 OFFICIAL_SIGLIP = {"siglip_large_patch16_384": SiglipConfig()}
 OFFICIAL_SAM = {"sam_b_downsample": SamConfig()}
@@ -91,6 +98,9 @@ class _Section:
         kind = type(self.defaults[name])
         if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
             raise UserError(f"{self.where}.{name} is {value!r}; it must be of type {kind.__name__}")
+        limit = MAX_NUMBER if kind is float else LIMITS.get(name, MAX_SIZE)
+        if kind is not list and not 0 < value <= limit:  # NaN is neither
+            raise UserError(f"{self.where}.{name} is {value}; it must be above 0 and at most {limit}")
         return value
 
     def require(self, name: str, valid: tuple[Any, ...]) -> None:
@@ -116,7 +126,7 @@ def read_source_model(folder: Path) -> SourceModel:
         "multi_modality": _official_model,
     }
     kind = values.get("model_type")
-    if kind not in readers:
+    if not isinstance(kind, str) or kind not in readers:
         raise UserError(
             f"{path}: model_type is {kind!r}, an unknown architecture; known: {', '.join(readers)}"
         )
@@ -137,7 +147,7 @@ def read_parts(folders: Mapping[str, Path], adaptor: str | None) -> ModelConfig:
     siglip = sam = None
     if "siglip" in folders:
         section, where = _tower(folders["siglip"])
-        siglip = SiglipConfig() if section is None else _siglip(section, where)
+        siglip = SiglipConfig() if section is None else _siglip(section, where, SIGLIP_ACTIVATIONS)
     if "sam" in folders:
         section, where = _tower(folders["sam"])
         grid = SamConfig().resized_grid if siglip is None else 4 * (siglip.image_size // siglip.patch_size)
@@ -163,7 +173,7 @@ def _tower(source: Path) -> tuple[dict[str, Any] | None, str]:
 
 def _transformers_model(values: dict[str, Any], path: Path) -> ModelConfig:
     language = _language(values.get("text_config"), f"{path}: text_config")
-    siglip = _siglip(values.get("vision_config"), f"{path}: vision_config")
+    siglip = _siglip(values.get("vision_config"), f"{path}: vision_config", ("gelu",))
     if values["vision_config"].get("hidden_act") != "gelu":
         raise UserError(
             f"{path}: vision_config.hidden_act must be 'gelu': the default of its class is an approximation"
@@ -182,13 +192,15 @@ def _transformers_model(values: dict[str, Any], path: Path) -> ModelConfig:
 
 
 def _official_model(values: dict[str, Any], path: Path) -> ModelConfig:
-    vision = values.get("vision_config", {}).get("params", {})
-    aligner = values.get("aligner_config", {}).get("params", {})
-    low, high = vision.get("low_res_cfg", vision), vision.get("high_res_cfg")
+    vision = _table(_table(values, "vision_config", path), "params", path)
+    aligner = _table(_table(values, "aligner_config", path), "params", path)
+    hybrid = "high_res_cfg" in vision
+    low = _table(vision, "low_res_cfg", path) if hybrid else vision
     siglip = _named(low.get("model_name"), OFFICIAL_SIGLIP, f"{path}: vision_config: the SigLIP's model_name")
     sam = None
-    if high is not None:
-        sam = _named(high.get("model_name"), OFFICIAL_SAM, f"{path}: vision_config: high_res_cfg.model_name")
+    if hybrid:
+        name = _table(vision, "high_res_cfg", path).get("model_name")
+        sam = _named(name, OFFICIAL_SAM, f"{path}: vision_config: high_res_cfg.model_name")
     kind = _named(
         aligner.get("projector_type"), OFFICIAL_ADAPTORS, f"{path}: aligner_config: params.projector_type"
     )
@@ -201,8 +213,15 @@ def _official_model(values: dict[str, Any], path: Path) -> ModelConfig:
     )
 
 
+def _table(values: dict[str, Any], name: str, path: Path) -> dict[str, Any]:
+    table = values.get(name)
+    if not isinstance(table, dict):
+        raise UserError(f"{path}: {name} must be an object; it is {table!r}")
+    return table
+
+
 def _named(name: Any, known: Mapping[str, Any], where: str) -> Any:
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise UserError(f"{where} is {name!r}, an unknown architecture; known: {', '.join(known)}")
     return known[name]
 
@@ -212,7 +231,7 @@ def _language(values: Any, where: str) -> LanguageConfig:
     section.require("model_type", ("llama",))
     for name, value in LLAMA_FIXED.items():
         section.require(name, (value,))
-    section.require("num_key_value_heads", (section["num_attention_heads"],))
+    section.require("num_key_value_heads", (section["num_attention_heads"], None))
     section.require("head_dim", (section["hidden_size"] // section["num_attention_heads"], None))
     rope = _Section(values.get("rope_parameters") or {}, LLAMA_DEFAULTS, f"{where}.rope_parameters")
     rope.require("rope_type", ("default",))
@@ -229,9 +248,10 @@ def _language(values: Any, where: str) -> LanguageConfig:
     )
 
 
-def _siglip(values: Any, where: str) -> SiglipConfig:
+def _siglip(values: Any, where: str, activations: tuple[str, ...]) -> SiglipConfig:
     section = _Section(values, SIGLIP_DEFAULTS, where)
     section.require("model_type", ("siglip_vision_model",))
+    section.require("hidden_act", activations)
     return SiglipConfig(
         image_size=section["image_size"],
         patch_size=section["patch_size"],
@@ -250,13 +270,16 @@ def _sam(values: Any, where: str, resized_grid: int) -> SamConfig:
     width, neck, layers = section["hidden_size"], section["output_channels"], section["global_attn_indexes"]
     if not layers:
         raise UserError(f"{where}.global_attn_indexes is empty; the HD branch starts at its first layer")
+    ffn = (
+        section["mlp_dim"] if section.values.get("mlp_dim") is not None else int(width * section["mlp_ratio"])
+    )
     return SamConfig(
         image_size=section["image_size"],
         patch_size=section["patch_size"],
         width=width,
         num_layers=section["num_hidden_layers"],
         num_heads=section["num_attention_heads"],
-        ffn_hidden_size=section.values.get("mlp_dim") or int(width * section["mlp_ratio"]),
+        ffn_hidden_size=ffn,
         window_size=section["window_size"],
         global_layers=list(layers),
         neck_width=neck,

@@ -9,13 +9,24 @@ from typing import Any
 
 import torch
 
-from megatron_vl.checkpoint.description import TOKENIZER_FILE, TOKENIZER_FOLDER, Description, carry_tokenizer
+from megatron_vl.checkpoint.convert.tokenizer_files import TOKENIZER_CONFIG_FILE
+from megatron_vl.checkpoint.convert.weight_files import read_json
+from megatron_vl.checkpoint.description import (
+    TOKENIZER_FILE,
+    TOKENIZER_FOLDER,
+    Description,
+    Tokens,
+    carry_tokenizer,
+)
 from megatron_vl.config.errors import UserError
 from megatron_vl.config.model import LanguageConfig, ModelConfig, SamConfig, SiglipConfig
 from megatron_vl.config.model_check import tokens_per_image
 from megatron_vl.data.images import MIN_SIDE
 from megatron_vl.data.text import TextRule
 
+GENERATION_CONFIG_FILE = "generation_config.json"
+# What a carried tokenizer_config.json says of classes and chats; files of their own say it here.
+NOT_CARRIED = ("auto_map", "chat_template", "processor_class")
 BILINEAR, BICUBIC = 2, 3  # Pillow's numbers
 HYBRID = "hybrid_mlp_gelu"
 # The chat format of `data.text`, for transformers' apply_chat_template.
@@ -83,7 +94,7 @@ def model_config(description: Description, dtype: torch.dtype) -> dict[str, Any]
 
 
 def write_companions(checkpoint: Path, target: Path, description: Description) -> bool:
-    """Write generation, tokenizer and processor files: those that the checkpoint carries, and what they lack.
+    """Write generation, tokenizer and processor files: what the checkpoint carries, with its own special tokens.
 
     Returns:
         Whether the checkpoint has a tokenizer; without one there is nothing to make the other files of.
@@ -91,7 +102,8 @@ def write_companions(checkpoint: Path, target: Path, description: Description) -
     source = checkpoint / TOKENIZER_FOLDER
     carried = carry_tokenizer(source, target)
     if TOKENIZER_FILE not in carried or description.tokens is None:
-        _write(target, "generation_config.json", {}, carried)
+        if GENERATION_CONFIG_FILE not in carried:
+            _write(target / GENERATION_CONFIG_FILE, {})
         return False
     tokens = description.tokens
     text = TextRule(
@@ -101,28 +113,48 @@ def write_companions(checkpoint: Path, target: Path, description: Description) -
         image_token=tokens.image_token,
         chat_template=tokens.chat_template,
     )
-    ids = {"bos_token_id": text.bos_id, "eos_token_id": text.eos_id, "pad_token_id": text.eos_id}
-    _write(target, "generation_config.json", {"do_sample": False, **ids}, carried)
-    tokenizer = {
-        "backend": "tokenizers",
-        "bos_token": tokens.bos_token,
-        "eos_token": tokens.eos_token,
-        "pad_token": tokens.eos_token,
-        "image_token": tokens.image_token,
-        "model_max_length": description.model.language.max_positions,
-        "tokenizer_class": "TokenizersBackend",
-    }
-    _write(target, "tokenizer_config.json", tokenizer, carried)
-    if not {"preprocessor_config.json", "processor_config.json"} & set(carried):
-        _write(target, "processor_config.json", _processor(description.model), carried)
+    _write(target / GENERATION_CONFIG_FILE, _generation(target, text))
+    _write(target / TOKENIZER_CONFIG_FILE, _tokenizer(target, description.model.language, tokens))
+    _write(target / "processor_config.json", _processor(description.model))
     if not {"chat_template.jinja", "chat_template.json"} & set(carried):
         (target / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
     return True
 
 
-def _write(target: Path, name: str, values: dict[str, Any], carried: list[str]) -> None:
-    if name not in carried:
-        (target / name).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def _write(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _carried_values(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def _generation(target: Path, text: TextRule) -> dict[str, Any]:
+    """The carried settings. Ids are the tokenizer's: a source may have left those of a class's defaults."""
+    values = {"do_sample": False} | _carried_values(target / GENERATION_CONFIG_FILE)
+    ends = values.get("eos_token_id")
+    several = isinstance(ends, list) and text.eos_id in ends
+    return values | {
+        "bos_token_id": text.bos_id,
+        "eos_token_id": ends if several else text.eos_id,
+        "pad_token_id": text.eos_id,
+    }
+
+
+def _tokenizer(target: Path, language: LanguageConfig, tokens: Tokens) -> dict[str, Any]:
+    """The carried settings, with what transformers' processor needs and a text-only tokenizer has not."""
+    carried = _carried_values(target / TOKENIZER_CONFIG_FILE)
+    values = {"model_max_length": language.max_positions} | {
+        name: value for name, value in carried.items() if name not in NOT_CARRIED
+    }
+    return values | {
+        "backend": "tokenizers",
+        "bos_token": tokens.bos_token,
+        "eos_token": tokens.eos_token,
+        "pad_token": carried.get("pad_token") or tokens.eos_token,
+        "image_token": tokens.image_token,
+        "tokenizer_class": "TokenizersBackend",
+    }
 
 
 def _language(language: LanguageConfig) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def add_image_token(checkpoint: Path, found: SourceTokens) -> None:
         return
     path = checkpoint / TOKENIZER_FOLDER / TOKENIZER_FILE
     content = read_json(path)
-    content["added_tokens"].append(
+    content.setdefault("added_tokens", []).append(
         {
             "id": found.image_token_id,
             "content": found.tokens.image_token,
@@ -83,13 +83,16 @@ def _token_ids(path: Path) -> dict[str, int]:
     content = read_json(path)
     try:
         vocabulary = content["model"]["vocab"]
-        ids: dict[str, int] = dict(vocabulary) if isinstance(vocabulary, Mapping) else {}
+        if not isinstance(vocabulary, Mapping):  # a unigram model lists tokens with their scores
+            vocabulary = {entry[0]: number for number, entry in enumerate(vocabulary)}
+        ids: dict[str, int] = dict(vocabulary)
         ids |= {token["content"]: token["id"] for token in content.get("added_tokens", [])}
-        if all(isinstance(number, int) for number in ids.values()):
-            return ids
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is no tokenizer.json ({error!r})") from error
-    raise UserError(f"{path} is no tokenizer.json: its vocabulary maps to {type(next(iter(ids.values())))}")
+    for token, number in ids.items():
+        if type(number) is not int or number < 0:
+            raise UserError(f"{path} is no tokenizer.json: the id of {token!r} is {number!r}")
+    return ids
 
 
 def _optional_json(path: Path) -> dict[str, Any]:

@@ -151,7 +151,7 @@ def _find_files(source: Path) -> list[Path]:
 
 def _indexed_files(index: Path) -> list[Path]:
     files = read_json(index).get("weight_map")
-    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+    if not isinstance(files, dict) or not files or not all(isinstance(name, str) for name in files.values()):
         raise UserError(f'{index} has no "weight_map" from tensor names to file names')
     paths = [index.parent / name for name in sorted(set(files.values()))]
     for path in paths:
@@ -169,7 +169,7 @@ def read_json(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # nested more deeply than Python reads
         raise UserError(f"{path} is no JSON ({error})") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} holds a {type(values).__name__}; it must hold an object")
