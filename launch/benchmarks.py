@@ -1,14 +1,12 @@
 """One rank of an evaluation: run the benchmarks, write and show what came out."""
 
 import json
-from collections.abc import Sequence
+import shutil
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress
 from rich.table import Table
 
 from launch.model import open_evaluator
@@ -17,6 +15,7 @@ from megatron_vl.config.evaluate import EvaluateConfig
 from megatron_vl.device.process_group import destroy_distributed
 from megatron_vl.device.processes import RankEnvironment
 from megatron_vl.evaluate.benchmark import BenchmarkResult
+from megatron_vl.evaluate.progress import SuiteProgress
 from megatron_vl.evaluate.suite import Task, load_suite, run_suite
 from megatron_vl.evaluate.suite_check import check_suite
 from megatron_vl.train.environment import current_commit, environment_versions
@@ -24,37 +23,7 @@ from megatron_vl.train.metrics import finite
 from megatron_vl.train.run_dir import RunDirectory, write_atomically
 from megatron_vl.train.tracking import open_tracker
 
-
-class SuiteProgress:
-    """A bar a benchmark while they run, on a terminal; elsewhere nothing. Use as a context manager."""
-
-    def __init__(self, tasks: Sequence[Task], console: Console) -> None:
-        columns = (
-            "{task.description}",
-            BarColumn(bar_width=16),
-            "{task.completed:.0f}/{task.total:.0f} items",
-        )
-        shows = console.is_terminal and not console.quiet
-        self._bars = Progress(*columns, console=console, transient=True, disable=not shows)
-        self._waiting = [(self._bars.add_task(task.name, total=len(task.items)), task) for task in tasks]
-
-    def __enter__(self) -> Self:
-        self._bars.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bars.stop()
-
-    def update(self, done: int, total: int) -> None:
-        """Of the present benchmark, by this rank's share of it."""
-        bar, task = self._waiting[0]
-        self._bars.update(bar, completed=len(task.items) * done / total)
-
-    def end_benchmark(self) -> None:
-        bar, task = self._waiting.pop(0)
-        self._bars.update(bar, completed=len(task.items))
+RESULTS = "results.json"
 
 
 def run_benchmarks(
@@ -63,6 +32,8 @@ def run_benchmarks(
     """Run them all; rank 0 writes each result when it is there. Returns the exit status."""
     tasks = load_suite(check_suite(config.evaluation), config.evaluation.execute_code)
     writes = environment.rank == 0
+    if writes:
+        _clear(run)
     results: list[BenchmarkResult] = []
     with SuiteProgress(tasks, Console(quiet=not (writes and config.tracking.progress))) as progress:
         evaluator = open_evaluator(config, description, environment, progress.update)
@@ -74,10 +45,10 @@ def run_benchmarks(
                     f"{result.benchmark}: {len(result.records)} items by {result.method}{_left_out(task)}",
                     flush=True,
                 )
-                _write(run, config, results)
+                _write(run, config, results, complete=len(results) == len(tasks))
     if writes:
         _track(run, config, results)
-        _show(results, run.path / "results.json")
+        _show(results, run.path / RESULTS)
     destroy_distributed()
     return 0
 
@@ -86,7 +57,13 @@ def _left_out(task: Task) -> str:
     return f", {task.num_left_out} without options left out" if task.num_left_out else ""
 
 
-def _write(run: RunDirectory, config: EvaluateConfig, results: list[BenchmarkResult]) -> None:
+def _clear(run: RunDirectory) -> None:
+    """Drop what an earlier evaluation left here: another checkpoint's answers would look like this one's."""
+    (run.path / RESULTS).unlink(missing_ok=True)
+    shutil.rmtree(run.path / "answers", ignore_errors=True)
+
+
+def _write(run: RunDirectory, config: EvaluateConfig, results: list[BenchmarkResult], complete: bool) -> None:
     """results.json with all metrics so far, and answers/NAME.jsonl with the last benchmark's items."""
     last = results[-1]
     answers = run.path / "answers"
@@ -100,6 +77,7 @@ def _write(run: RunDirectory, config: EvaluateConfig, results: list[BenchmarkRes
         )
     document: dict[str, Any] = {
         "checkpoint": config.checkpoint,
+        "complete": complete,
         "commit": current_commit(),
         "environment": dict(environment_versions()),
         "config": asdict(config),
@@ -112,9 +90,7 @@ def _write(run: RunDirectory, config: EvaluateConfig, results: list[BenchmarkRes
             for result in results
         },
     }
-    write_atomically(
-        run.path / "results.json", json.dumps(finite(document), ensure_ascii=False, indent=1) + "\n"
-    )
+    write_atomically(run.path / RESULTS, json.dumps(finite(document), ensure_ascii=False, indent=1) + "\n")
 
 
 def _track(run: RunDirectory, config: EvaluateConfig, results: list[BenchmarkResult]) -> None:

@@ -3,7 +3,7 @@
 import io
 import sys
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch.distributed as dist
@@ -12,44 +12,14 @@ from launch.model import open_evaluator
 from megatron_vl.checkpoint.description import Description
 from megatron_vl.config.errors import UserError
 from megatron_vl.config.evaluate import ChatConfig, EvaluateConfig
-from megatron_vl.data.sample import IMAGE_MARK, Message, Sample
 from megatron_vl.device.process_group import destroy_distributed
 from megatron_vl.device.processes import RankEnvironment
+from megatron_vl.evaluate.conversation import Conversation
 from megatron_vl.evaluate.evaluator import Evaluator
-from megatron_vl.evaluate.items import ImageFile, Item
+from megatron_vl.evaluate.items import ImageFile
 
 HELP = "/image FILE shows an image with your next message, /reset forgets the conversation, Ctrl-D ends it"
 MAX_SILENCE_SECONDS = 7 * 24 * 3600
-
-
-@dataclass(kw_only=True)
-class Conversation:
-    """What was said so far; `waiting` are images that go with the next message."""
-
-    system: str
-    messages: list[Message] = field(default_factory=list)
-    images: list[ImageFile] = field(default_factory=list)
-    waiting: list[ImageFile] = field(default_factory=list)
-
-    def reset(self) -> None:
-        self.messages, self.images, self.waiting = [], [], []
-        if self.system:
-            self.messages.append(Message(role="system", content=self.system))
-
-    def ask(self, text: str) -> Item:
-        """The conversation with one more message of the user's, who wrote no image marks of their own."""
-        marks = IMAGE_MARK * len(self.waiting)
-        content = marks + text.replace(IMAGE_MARK, "")
-        self.messages.append(Message(role="user", content=content))
-        self.images += self.waiting
-        self.waiting = []
-        return Item(key="chat", prompt=Sample(messages=tuple(self.messages)), images=tuple(self.images))
-
-    def take_back(self) -> None:
-        """Forget the last message and its images."""
-        last = self.messages.pop()
-        count = last.content.count(IMAGE_MARK)
-        self.images = self.images[: len(self.images) - count]
 
 
 def chat(config: EvaluateConfig, description: Description, environment: RankEnvironment) -> int:
@@ -58,11 +28,9 @@ def chat(config: EvaluateConfig, description: Description, environment: RankEnvi
     # While the user thinks, the other ranks wait in a broadcast.
     patient = replace(config, run=replace(config.run, timeout_seconds=MAX_SILENCE_SECONDS))
     evaluator, reads = open_evaluator(patient, description, environment), environment.rank == 0
-    conversation = Conversation(system=config.chat.system)
-    conversation.reset()
-    conversation.waiting = images
+    conversation = Conversation(system=config.chat.system, waiting=images)
     if config.chat.prompt is not None:
-        answer = _answer(evaluator, conversation, config.chat.prompt, config.chat)
+        answer = conversation.ask(config.chat.prompt, evaluator, config.chat.max_new_tokens)
         if reads:
             print(answer, flush=True)
     else:
@@ -79,7 +47,9 @@ def _talk(evaluator: Evaluator, conversation: Conversation, settings: ChatConfig
         try:
             said = _obey(line, conversation)
             if said is None:
-                said = _answer(evaluator, conversation, line, settings) or "(the model says nothing)"
+                said = (
+                    conversation.ask(line, evaluator, settings.max_new_tokens) or "(the model says nothing)"
+                )
         except UserError as error:
             said = f"error: {error}"
             if not line.startswith("/"):
@@ -126,18 +96,6 @@ def _obey(line: str, conversation: Conversation) -> str | None:
         conversation.reset()
         return "forgotten"
     raise UserError(f"{command} is no command; {HELP}")
-
-
-def _answer(evaluator: Evaluator, conversation: Conversation, text: str, settings: ChatConfig) -> str:
-    """The model's answer, which becomes part of the conversation; a message that fails is taken back."""
-    item = conversation.ask(text)
-    try:
-        (answer,) = evaluator.generate([item], settings.max_new_tokens)
-    except UserError:
-        conversation.take_back()
-        raise
-    conversation.messages.append(Message(role="assistant", content=answer))
-    return answer
 
 
 def _image(path: str) -> ImageFile:

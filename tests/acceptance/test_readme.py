@@ -59,13 +59,18 @@ def test_a_stage_from_the_weights_of_another_run(data_root: Path, tmp_path: Path
 
 def test_weights_and_evaluation(data_root: Path, tmp_path: Path) -> None:
     """In the order of the page, on the checkpoint of a short run; each command uses what those before it made."""
-    trained = command(data_root, tmp_path / "runs" / "one", "train.steps=2", "stages=[sft]", "heldout.max_samples=0")
+    trained = command(
+        data_root, tmp_path / "runs" / "one", "train.steps=2", "stages=[sft]", "heldout.max_samples=0"
+    )
     assert finish(trained)[0] == 0
     checkpoints = tmp_path / "runs" / "one" / "checkpoints"
     (checkpoints / "sft-00000002").rename(checkpoints / "sft-00000300")
     (tmp_path / "page.png").write_bytes(picture(64, 48))
     for line in [*CONVERSIONS, *EVALUATIONS]:
-        words = [re.sub(r"=(\[?)(runs/|page\.png)", rf"=\1{tmp_path}/\2", word) for word in in_this_environment(line)]
+        words = [
+            re.sub(r"=(\[?)(runs/|page\.png)", rf"=\1{tmp_path}/\2", word)
+            for word in in_this_environment(line)
+        ]
         words[4:4] = [f"run.dir={tmp_path / 'evaluate'}"] if line in EVALUATIONS else []
         status, output = finish(words)
         assert status == 0, output

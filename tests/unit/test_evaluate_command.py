@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from launch.benchmarks import SuiteProgress
 from launch.evaluate import evaluate
 from launch.rank import quiet_libraries
 from megatron_vl.checkpoint.description import Description, write_description
@@ -25,6 +24,7 @@ from megatron_vl.config.train import RunConfig, TrackingConfig
 from megatron_vl.data.sample import Sample
 from megatron_vl.evaluate.benchmarks.catalog import BENCHMARKS
 from megatron_vl.evaluate.items import Item
+from megatron_vl.evaluate.progress import SuiteProgress
 from megatron_vl.evaluate.suite import Task
 from tests.support.runs import CHECKOUT
 

@@ -22,7 +22,7 @@ def whole_folder(target: Path, num_bytes: int) -> Iterator[Path]:
     """
     if os.path.lexists(target):  # a link to nothing is in the way too
         raise UserError(f"output={target} exists; name a folder that does not")
-    aside = target.with_name(target.name + ASIDE)
+    aside = target.with_name(f".{target.name}{ASIDE}")
     try:
         shutil.rmtree(aside, ignore_errors=True)  # left by a killed conversion
         aside.mkdir(parents=True)

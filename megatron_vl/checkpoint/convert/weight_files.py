@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 INDEX_SUFFIX = ".index.json"
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 MAX_JSON_BYTES = 50_000_000
+READABLE = 0o644
 MAX_FILE_BYTES = 4_000_000_000  # of a file that is written
 
 
@@ -189,13 +191,18 @@ def write_safetensors(folder: Path, tensors: Iterator[tuple[str, Tensor]], sizes
     )
     weight_map: dict[str, str] = {}
     for file, piece in zip(names, pieces, strict=True):
-        # Views of one tensor (q, k, v of a fused weight) are no files of their own.
-        held = {name: tensor.contiguous().clone() for name, tensor in (next(tensors) for _ in piece)}
-        save_file(held, folder / file, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(held, file)
+        _write_piece(folder / file, islice(tensors, len(piece)))
+        weight_map |= dict.fromkeys(piece, file)
     if len(pieces) > 1:
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
         (folder / f"{SINGLE_FILES[0]}{INDEX_SUFFIX}").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _write_piece(path: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
+    # Views of one tensor (q, k, v of a fused weight) would share their memory, which safetensors refuses.
+    own = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors}
+    save_file(own, path, metadata={"format": "pt"})
+    path.chmod(READABLE)  # the library leaves it to its owner alone
 
 
 def _pieces(sizes: Mapping[str, int]) -> list[list[str]]:
