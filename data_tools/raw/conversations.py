@@ -1,9 +1,8 @@
 """Conversations as LLaVA, ShareGPT, ms-swift and LlamaFactory store them, in the form of docs/data.md."""
 
-from dataclasses import dataclass
 from typing import Any
 
-from data_tools.raw.records import RecordError
+from data_tools.raw.records import RawSample, RecordError
 from megatron_vl.data.sample import IMAGE_MARK
 
 ROLES = {
@@ -16,15 +15,7 @@ ROLES = {
 UNUSED_MEDIA = ("video", "videos", "audio", "audios")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Conversation:
-    """Messages as KEY.json holds them, and the image files in the order of their marks."""
-
-    messages: list[dict[str, str]]
-    images: list[str]
-
-
-def read_conversation(record: Any, system: str) -> Conversation:
+def read_conversation(record: Any, system: str) -> RawSample:
     """A record's messages and images; `system` begins the conversation where the record has no such message.
 
     Images without any mark go first in the first message of the user, one a line, as LLaVA does it. Raises
@@ -42,7 +33,7 @@ def read_conversation(record: Any, system: str) -> Conversation:
         messages.insert(0, {"role": "system", "content": _text(given, 'its "system"')})
     _check_order([message["role"] for message in messages])
     images = _image_names(record)
-    return Conversation(messages=_with_marks(messages, len(images)), images=images)
+    return RawSample(fields={"messages": _with_marks(messages, len(images))}, images=images)
 
 
 def _messages(record: dict[str, Any]) -> list[dict[str, str]]:

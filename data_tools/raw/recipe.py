@@ -8,9 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data_tools.raw.conversations import Conversation, read_conversation
+from data_tools.raw.conversations import read_conversation
+from data_tools.raw.documents import read_caption, read_interleaved, read_text
 from data_tools.raw.images import read_images
-from data_tools.raw.records import RecordError, Span, locate_records, read_record
+from data_tools.raw.records import RawSample, RecordError, Span, locate_records, read_record
 from data_tools.recipe import Part, Recipe, Record, Rejection
 from megatron_vl.config.data import DataConfig, RawConfig, SourceConfig
 from megatron_vl.config.errors import UserError
@@ -18,7 +19,13 @@ from megatron_vl.data.index import file_sha256
 from megatron_vl.data.sample import SampleError, parse_sample
 
 SAMPLES_PER_SHARD = 2000  # some hundred MB with images
-FORMATS: dict[str, Callable[[Any, str], Conversation]] = {"conversations": read_conversation}
+# `data.sources.SOURCE.raw.format` -> what a record says, given the source's system message
+FORMATS: dict[str, Callable[[Any, str], RawSample]] = {
+    "conversations": read_conversation,
+    "captions": read_caption,
+    "interleaved": read_interleaved,
+    "text": read_text,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,15 +58,15 @@ def render_record(material: Material, span: Span) -> tuple[Record | None, ...] |
     file, record = Path(material.raw.file), None
     try:
         record = read_record(file, span, material.max_sample_bytes)
-        conversation = FORMATS[material.raw.format](record, material.raw.system)
-        sample = _sample(material, conversation, span)
+        raw = FORMATS[material.raw.format](record, material.raw.system)
+        sample = _sample(material, raw, span)
     except RecordError as error:
         identity = record.get("id") if isinstance(record, dict) else None
         name = f"record {span.number}" if identity is None else f"record {span.number} (id {identity!r})"
         return Rejection(cause=error.cause, where=f"{name} of {file}", detail=error.detail)
     if not material.has_heldout:
         return (sample,)
-    drawn_by = conversation.images[0] if conversation.images else json.dumps(conversation.messages)
+    drawn_by = raw.images[0] if raw.images else json.dumps(raw.fields)
     held_out = _draw(drawn_by) < material.raw.heldout_fraction
     return (None, sample) if held_out else (sample, None)
 
@@ -106,13 +113,13 @@ def _part(config: DataConfig, material: Material) -> Part:
     )
 
 
-def _sample(material: Material, conversation: Conversation, span: Span) -> Record:
+def _sample(material: Material, raw: RawSample, span: Span) -> Record:
     """Checked as training will check it. Raises RecordError."""
-    if conversation.images and material.modality == "text":
+    if raw.images and material.modality == "text":
         raise RecordError(
             "image in a text source", f"data.sources.{material.source}.modality must be multimodal for it"
         )
-    fields = {"messages": conversation.messages, "source": material.source}
+    fields = {**raw.fields, "source": material.source}
     data = json.dumps(fields, ensure_ascii=False).encode(errors="surrogatepass")
     try:
         parse_sample(data, str(span.number), material.raw.file, material.max_sample_bytes)
@@ -120,7 +127,7 @@ def _sample(material: Material, conversation: Conversation, span: Span) -> Recor
         raise RecordError(error.cause, error.detail) from error
     images = read_images(
         Path(material.raw.images),
-        conversation.images,
+        raw.images,
         max_bytes=material.max_sample_bytes - len(data),
         max_pixels=material.max_image_pixels,
     )

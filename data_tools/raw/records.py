@@ -26,6 +26,14 @@ class RecordError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RawSample:
+    """What a record says: the fields of KEY.json, and the image files in the order of their marks."""
+
+    fields: dict[str, Any]
+    images: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Span:
     """Where record `number` (from 0) lies in its file, in bytes."""
 

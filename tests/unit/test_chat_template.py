@@ -181,7 +181,7 @@ def test_supervised_are_the_answers_and_their_ends(
         turns.append({"from": "gpt", "value": answer})
     num_images = sum(number for _, number in questions)
     conversation = read_conversation({"conversations": turns, "image": ["a.jpg"] * num_images}, system)
-    whole = sample([(message["role"], message["content"]) for message in conversation.messages])
+    whole = sample([(message["role"], message["content"]) for message in conversation.fields["messages"]])
     encoded = rule.encode(whole, [TOKENS_PER_IMAGE] * num_images)
     supervised = encoded.tokens[encoded.supervised].tolist()
     assert not {rule.bos_id, rule.image_id} & set(supervised)  # decoding would hide them

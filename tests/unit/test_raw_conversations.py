@@ -13,7 +13,7 @@ USER, ASSISTANT = {"role": "user", "content": "What?"}, {"role": "assistant", "c
 
 def read(**record: Any) -> tuple[list[dict[str, str]], list[str]]:
     conversation = read_conversation(record, "")
-    return conversation.messages, conversation.images
+    return conversation.fields["messages"], conversation.images
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_the_nearest_system_message_counts() -> None:
         ({"conversations": [ASKS, ANSWERS]}, "the source's"),
     ]
     for record, expected in records:
-        messages = read_conversation(record, "the source's").messages
+        messages = read_conversation(record, "the source's").fields["messages"]
         assert [message["content"] for message in messages] == [expected, "What?", "A bar."]
 
 

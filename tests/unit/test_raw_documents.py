@@ -1,0 +1,117 @@
+"""Captions, interleaved documents and texts become the documents that training reads."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_tools.builder import build
+from data_tools.raw.documents import read_caption, read_interleaved, read_text
+from data_tools.raw.recipe import raw_recipe
+from data_tools.raw.records import RecordError
+from data_tools.verify import folder_problems
+from megatron_vl.config.data import DataConfig, RawConfig, SourceConfig
+from megatron_vl.data.index import SourceIndex
+from tests.support.conversations import write_images
+from tests.support.tiny_data import BOS, EOS, text_rule, write_tokenizer
+
+WORDS = st.text(st.characters(exclude_characters="<\n", exclude_categories=["Cs"]), min_size=1, max_size=12)
+
+
+@pytest.mark.parametrize("image", ["image", "image_path", "file_name"])
+@pytest.mark.parametrize("text", ["caption", "text"])
+def test_a_caption_follows_its_image(image: str, text: str) -> None:
+    sample = read_caption({image: "a/1.jpg", text: "A bar.", "width": 3}, "unused")
+    assert (sample.fields, sample.images) == ({"text": "<image>A bar."}, ["a/1.jpg"])
+
+
+@given(st.lists(WORDS, min_size=1, max_size=6), st.lists(st.integers(0, 5), max_size=8))
+def test_images_stand_before_their_texts(texts: list[str], places: list[int]) -> None:
+    """Read back from the text alone: cut at its marks, every image is where its index says."""
+    places = [place % len(texts) for place in places]
+    infos = [{"image_name": f"{n}", "matched_text_index": place} for n, place in enumerate(places)]
+    sample = read_interleaved({"text_list": texts, "image_info": infos}, "")
+    images = iter(sample.images)
+    for index, line in enumerate(sample.fields["text"].split("\n")):
+        marks = line.count("<image>")
+        assert line == "<image>" * marks + texts[index]
+        assert [next(images) for _ in range(marks)] == [str(n) for n, p in enumerate(places) if p == index]
+    assert list(images) == []
+
+
+@pytest.mark.parametrize(
+    ("read", "record", "cause"),
+    [
+        (read_caption, ["a.jpg", "A bar."], "not a record"),
+        (read_caption, {"caption": "A bar."}, "unclear images"),
+        (read_caption, {"image": "a.jpg", "file_name": "b.jpg", "caption": "A bar."}, "unclear images"),
+        (read_caption, {"image": ["a.jpg"], "caption": "A bar."}, "unclear images"),
+        (read_caption, {"image": "a.jpg"}, "no text"),
+        (read_caption, {"image": "a.jpg", "caption": ["A bar."]}, "no text"),
+        (read_caption, {"image": "a.jpg", "caption": "<image> A bar."}, "images do not match the marks"),
+        (read_interleaved, {"image_info": []}, "no text"),
+        (read_interleaved, {"text_list": ["a", 3]}, "no text"),
+        (read_interleaved, {"text_list": ["a"], "image_info": {}}, "unclear images"),
+        (read_interleaved, {"text_list": ["a"], "image_info": [{"image_name": "1.png"}]}, "unclear images"),
+        (
+            read_interleaved,
+            {"text_list": ["a"], "image_info": [{"image_name": "1.png", "matched_text_index": 1}]},
+            "unclear images",
+        ),
+        (read_interleaved, {"text_list": ["an <image>"]}, "images do not match the marks"),
+        (read_text, {"content": "a"}, "no text"),
+        (read_text, "a", "not a record"),
+    ],
+)
+def test_a_record_that_cannot_be_used(read: Any, record: Any, cause: str) -> None:
+    with pytest.raises(RecordError) as raised:
+        read(record, "")
+    assert raised.value.cause == cause
+
+
+def test_built_indexed_and_verified(tmp_path: Path) -> None:
+    names = write_images(tmp_path / "images", 4)
+    records: dict[str, list[dict[str, Any]]] = {
+        "captions": [{"image": name, "caption": f"Picture {name}."} for name in names],
+        "interleaved": [
+            {
+                "text_list": ["First.", "Second."],
+                "image_info": [{"image_name": name, "matched_text_index": 1} for name in names[:count]],
+            }
+            for count in range(3)
+        ],
+        "text": [{"text": "A red bar. " * count} for count in range(1, 6)],
+    }
+    for name, of_format in records.items():
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, of_format)))
+    write_tokenizer(tmp_path / "tokenizer.json")
+    root = tmp_path / "data"
+    sources = {
+        name: SourceConfig(
+            path=f"{root}/{name}",
+            modality="text" if name == "text" else "multimodal",
+            raw=RawConfig(format=name, file=f"{tmp_path}/{name}.jsonl", images=f"{tmp_path}/images"),
+        )
+        for name in records
+    }
+    config = DataConfig(
+        name="mine",
+        root=str(root),
+        sources=sources,
+        tokenizer=f"{tmp_path}/tokenizer.json",
+        bos_token=BOS,
+        eos_token=EOS,
+    )
+    assert build(raw_recipe(config), config, num_processes=1, report=lambda line: None)
+    rule = text_rule(tmp_path / "tokenizer.json")
+    for name, of_format in records.items():
+        assert list(folder_problems(name, root / name, config)) == []
+        index = SourceIndex.open(root / name, rule, name=name)
+        assert index.num_samples == len(of_format)
+        assert (
+            index.num_images.tolist()
+            == {"captions": [1] * 4, "interleaved": [0, 1, 2], "text": [0] * 5}[name]
+        )
