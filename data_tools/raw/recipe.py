@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 from data_tools.raw.conversations import read_conversation
 from data_tools.raw.documents import read_caption, read_interleaved, read_text
+from data_tools.raw.folder import describe, locate_images, read_pair
 from data_tools.raw.images import read_images
 from data_tools.raw.records import RawSample, RecordError, Span, locate_records, read_record
 from data_tools.recipe import Part, Recipe, Record, Rejection
@@ -34,6 +35,7 @@ class Material:
 
     source: str
     raw: RawConfig
+    image_folder: Path
     modality: str
     has_heldout: bool
     max_sample_bytes: int
@@ -53,22 +55,32 @@ def raw_recipe(config: DataConfig) -> Recipe:
     )
 
 
-def render_record(material: Material, span: Span) -> tuple[Record | None, ...] | Rejection:
-    """The sample of one record, for the source's folder or for its held-out one."""
+def render_record(material: Material, draft: Span | str) -> tuple[Record | None, ...] | Rejection:
+    """The sample of one record, for the source's folder or for its held-out one.
+
+    A draft is a record's place in a file, or the name of an image in a folder.
+    """
     file, record = Path(material.raw.file), None
     try:
-        record = read_record(file, span, material.max_sample_bytes)
+        if isinstance(draft, Span):
+            record = read_record(file, draft, material.max_sample_bytes)
+        else:
+            record = read_pair(file, draft, material.max_sample_bytes)
         raw = FORMATS[material.raw.format](record, material.raw.system)
-        sample = _sample(material, raw, span)
+        sample = _sample(material, raw, _place(draft))
     except RecordError as error:
         identity = record.get("id") if isinstance(record, dict) else None
-        name = f"record {span.number}" if identity is None else f"record {span.number} (id {identity!r})"
+        name = _place(draft) if identity is None else f"{_place(draft)} (id {identity!r})"
         return Rejection(cause=error.cause, where=f"{name} of {file}", detail=error.detail)
     if not material.has_heldout:
         return (sample,)
     drawn_by = raw.images[0] if raw.images else json.dumps(raw.fields)
     held_out = _draw(drawn_by) < material.raw.heldout_fraction
     return (None, sample) if held_out else (sample, None)
+
+
+def _place(draft: Span | str) -> str:
+    return f"record {draft.number}" if isinstance(draft, Span) else draft
 
 
 def _material(name: str, source: SourceConfig, config: DataConfig) -> Material:
@@ -84,6 +96,11 @@ def _material(name: str, source: SourceConfig, config: DataConfig) -> Material:
             f"{field}.heldout_fraction={raw.heldout_fraction}, but data.sources.{name}.heldout="
             f"{source.heldout}: give a fraction above 0 and a folder, or 0 and null"
         )
+    if Path(raw.file).is_dir() and (raw.format != "captions" or raw.images):
+        raise UserError(
+            f"{field}.file is the folder {raw.file}: that is for format captions, and its images are in it; give no "
+            f"{field}.images"
+        )
     if raw.images and not Path(raw.images).is_dir():
         raise UserError(f"{field}.images is {raw.images}, which is no folder")
     for folder in filter(None, (source.path, source.heldout)):
@@ -94,6 +111,7 @@ def _material(name: str, source: SourceConfig, config: DataConfig) -> Material:
     return Material(
         source=name,
         raw=raw,
+        image_folder=Path(raw.file) if Path(raw.file).is_dir() else Path(raw.images),
         modality=source.modality,
         has_heldout=source.heldout is not None,
         max_sample_bytes=config.max_sample_bytes,
@@ -106,14 +124,23 @@ def _part(config: DataConfig, material: Material) -> Part:
     folders = [source.path, source.heldout] if source.heldout is not None else [source.path]
     return Part(
         folders=tuple(Path(folder).relative_to(config.root).as_posix() for folder in folders),
-        drafts=locate_records(Path(material.raw.file), field, material.max_sample_bytes),
+        drafts=_drafts(material, field),
         render=partial(render_record, material),
         max_rejected_fraction=material.raw.max_rejected_fraction,
         samples_per_shard=SAMPLES_PER_SHARD,
     )
 
 
-def _sample(material: Material, raw: RawSample, span: Span) -> Record:
+def _drafts(material: Material, field: str) -> Sequence[Span | str]:
+    file = Path(material.raw.file)
+    return (
+        locate_images(file, field)
+        if file.is_dir()
+        else locate_records(file, field, material.max_sample_bytes)
+    )
+
+
+def _sample(material: Material, raw: RawSample, place: str) -> Record:
     """Checked as training will check it. Raises RecordError."""
     if raw.images and material.modality == "text":
         raise RecordError(
@@ -122,11 +149,11 @@ def _sample(material: Material, raw: RawSample, span: Span) -> Record:
     fields = {**raw.fields, "source": material.source}
     data = json.dumps(fields, ensure_ascii=False).encode(errors="surrogatepass")
     try:
-        parse_sample(data, str(span.number), material.raw.file, material.max_sample_bytes)
+        parse_sample(data, place, material.raw.file, material.max_sample_bytes)
     except SampleError as error:
         raise RecordError(error.cause, error.detail) from error
     images = read_images(
-        Path(material.raw.images),
+        material.image_folder,
         raw.images,
         max_bytes=material.max_sample_bytes - len(data),
         max_pixels=material.max_image_pixels,
@@ -147,6 +174,11 @@ def _version(materials: list[Material]) -> str:
         digest.update(path.read_bytes())
     for material in materials:
         file = Path(material.raw.file)
-        content = file_sha256(file) if file.is_file() else ""  # its absence is told when its part is decided
-        digest.update(json.dumps([asdict(material), content]).encode())
+        if file.is_dir():
+            content = hashlib.sha256("\n".join(describe(file)).encode(errors="surrogateescape")).hexdigest()
+        else:
+            content = (
+                file_sha256(file) if file.is_file() else ""
+            )  # its absence is told when its part is decided
+        digest.update(json.dumps([asdict(material), content], default=str).encode())
     return digest.hexdigest()[:16]

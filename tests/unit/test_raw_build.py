@@ -212,7 +212,10 @@ def test_a_record_that_cannot_be_used_is_told_and_listed(
 @pytest.mark.parametrize(
     ("values", "complaint"),
     [
-        ({"format": "parquet"}, r"data\.sources\.chat\.raw\.format is 'parquet'; valid: conversations, captions, interleaved, text"),
+        (
+            {"format": "parquet"},
+            r"data\.sources\.chat\.raw\.format is 'parquet'; valid: conversations, captions, interleaved, text",
+        ),
         ({"file": "/nowhere/a.json"}, r"raw\.file is /nowhere/a\.json"),
         ({"images": "/nowhere"}, r"raw\.images is /nowhere, which is no folder"),
         ({"heldout_fraction": 1.0}, r"raw\.heldout_fraction=1\.0 must be at least 0 and below 1"),

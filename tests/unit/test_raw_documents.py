@@ -1,6 +1,7 @@
 """Captions, interleaved documents and texts become the documents that training reads."""
 
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from data_tools.raw.recipe import raw_recipe
 from data_tools.raw.records import RecordError
 from data_tools.verify import folder_problems
 from megatron_vl.config.data import DataConfig, RawConfig, SourceConfig
+from megatron_vl.config.errors import UserError
 from megatron_vl.data.index import SourceIndex
 from tests.support.conversations import write_images
 from tests.support.tiny_data import BOS, EOS, text_rule, write_tokenizer
@@ -70,6 +72,73 @@ def test_a_record_that_cannot_be_used(read: Any, record: Any, cause: str) -> Non
     with pytest.raises(RecordError) as raised:
         read(record, "")
     assert raised.value.cause == cause
+
+
+def of_folder(root: Path, folder: Path, **values: Any) -> DataConfig:
+    """Captions of a folder of images."""
+    raw = RawConfig(**{"format": "captions", "file": str(folder), "max_rejected_fraction": 0.3} | values)
+    return DataConfig(
+        name="mine",
+        root=str(root),
+        sources={"captions": SourceConfig(path=f"{root}/captions", modality="multimodal", raw=raw)},
+        tokenizer=f"{folder.parent}/tokenizer.json",
+        bos_token=BOS,
+        eos_token=EOS,
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Four images, two of them in a folder below; one has no caption."""
+    names = write_images(tmp_path / "mine", 2) + [
+        f"below/{name}" for name in write_images(tmp_path / "mine/below", 2)
+    ]
+    for name in names[:3]:
+        (tmp_path / "mine" / name).with_suffix(".txt").write_text(f" Picture {name}.\n")
+    (tmp_path / "mine" / "notes.md").write_text("no image")
+    write_tokenizer(tmp_path / "tokenizer.json")
+    return tmp_path / "mine"
+
+
+def test_a_folder_of_images(folder: Path, tmp_path: Path) -> None:
+    config, told = of_folder(tmp_path / "data", folder), list[str]()
+    assert build(raw_recipe(config), config, num_processes=1, report=told.append)
+    assert list(folder_problems("captions", tmp_path / "data/captions", config)) == []
+    assert any("1 x no text" in line and "below/1.png" in line for line in told), told
+    samples = {}
+    with tarfile.open(tmp_path / "data/captions/shard-000000.tar") as tar:
+        for member in tar:
+            key, _, name = member.name.partition(".")
+            samples.setdefault(key, {})[name] = tar.extractfile(member).read()
+    found = {
+        json.loads(files["json"])["text"]: next(data for name, data in files.items() if name != "json")
+        for files in samples.values()
+    }
+    names = ("0.jpg", "1.png", "below/0.jpg")
+    assert found == {f"<image>Picture {name}.": (folder / name).read_bytes() for name in names}
+    # Nothing has changed; then a caption has.
+    assert not build(raw_recipe(config), config, num_processes=1, report=told.append)
+    (folder / "0.txt").write_text("Another caption.")
+    assert build(raw_recipe(config), config, num_processes=1, report=told.append)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"format": "text"}, r"raw\.file is the folder .*mine: that is for format captions"),
+        ({"images": "."}, r"give no data\.sources\.captions\.raw\.images"),
+    ],
+)
+def test_a_folder_is_for_captions(values: dict[str, str], words: str, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=words):
+        raw_recipe(of_folder(tmp_path / "data", folder, **values))
+
+
+def test_a_folder_without_images(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    config = of_folder(tmp_path / "data", folder, file=str(tmp_path / "empty"))
+    with pytest.raises(UserError, match=r"captions\.raw\.file is .*empty, which holds no images"):
+        build(raw_recipe(config), config, num_processes=1, report=lambda line: None)
 
 
 def test_built_indexed_and_verified(tmp_path: Path) -> None:
