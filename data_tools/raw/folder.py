@@ -1,6 +1,6 @@
 """A folder of images with their captions in .txt files of the same names beside them, below it too."""
 
-from collections.abc import Iterator
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,11 @@ def read_pair(folder: Path, name: str, max_bytes: int) -> dict[str, Any]:
         raise RecordError("no text", f"{path} is no UTF-8: {error}") from error
 
 
-def describe(folder: Path) -> Iterator[str]:
-    """What tells two states of a folder apart without reading it: names, and sizes of captions."""
+def digest_of(folder: Path) -> str:
+    """Differs where the captions or the names of files do; images are not read for it."""
+    digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
-        size = path.stat().st_size if path.suffix == CAPTION_SUFFIX else ""
-        yield f"{path.relative_to(folder).as_posix()}:{size}"
+        digest.update(path.relative_to(folder).as_posix().encode(errors="surrogateescape") + b"\0")
+        if path.suffix == CAPTION_SUFFIX and path.is_file():
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()

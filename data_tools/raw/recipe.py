@@ -10,7 +10,7 @@ from typing import Any
 
 from data_tools.raw.conversations import read_conversation
 from data_tools.raw.documents import read_caption, read_interleaved, read_text
-from data_tools.raw.folder import describe, locate_images, read_pair
+from data_tools.raw.folder import digest_of, locate_images, read_pair
 from data_tools.raw.images import read_images
 from data_tools.raw.records import RawSample, RecordError, Span, locate_records, read_record
 from data_tools.recipe import Part, Recipe, Record, Rejection
@@ -175,7 +175,7 @@ def _version(materials: list[Material]) -> str:
     for material in materials:
         file = Path(material.raw.file)
         if file.is_dir():
-            content = hashlib.sha256("\n".join(describe(file)).encode(errors="surrogateescape")).hexdigest()
+            content = digest_of(file)
         else:
             content = (
                 file_sha256(file) if file.is_file() else ""
