@@ -174,11 +174,11 @@ def _version(materials: list[Material]) -> str:
         digest.update(path.read_bytes())
     for material in materials:
         file = Path(material.raw.file)
-        if file.is_dir():
-            content = digest_of(file)
-        else:
-            content = (
-                file_sha256(file) if file.is_file() else ""
-            )  # its absence is told when its part is decided
+        content = digest_of(file) if file.is_dir() else _file_digest(file)
         digest.update(json.dumps([asdict(material), content], default=str).encode())
     return digest.hexdigest()[:16]
+
+
+def _file_digest(file: Path) -> str:
+    """Nothing for a file that is not there: that is told when its part is decided."""
+    return file_sha256(file) if file.is_file() else ""
