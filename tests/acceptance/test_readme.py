@@ -76,7 +76,7 @@ def test_weights_and_evaluation(data_root: Path, tmp_path: Path) -> None:
         assert status == 0, output
     assert (tmp_path / "runs" / "exported" / "model.safetensors").exists()
     assert (tmp_path / "runs" / "imported" / "model.json").exists()
-    assert (tmp_path / "runs" / "tp2" / "checkpoints" / "sft-00000300" / "state.json").exists()
+    assert (tmp_path / "runs" / "resharded" / "checkpoints" / "sft-00000300" / "state.json").exists()
     assert (tmp_path / "evaluate" / "results.json").exists()
 
 
