@@ -7,7 +7,7 @@ from typing import Any
 
 from megatron_vl.config.errors import UserError
 
-VERSION = 1
+VERSION = 2
 STATE_FILE = "state.json"
 ASIDE = ".tmp"  # suffix of a checkpoint that is being written
 
