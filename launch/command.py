@@ -32,10 +32,8 @@ def run_command(task: Callable[[Any], int], config_name: str = "pretrain") -> No
             if _is_first_to_report():
                 print(f"error: {error}", file=sys.stderr, flush=True)
             status = 1
-        except (
-            KeyboardInterrupt
-        ):  # asked for, so without a traceback; what follows ^C in a terminal is a new line
-            print(file=sys.stderr, flush=True)
+        except KeyboardInterrupt:  # asked for, so without a traceback
+            print(file=sys.stderr, flush=True)  # ^C stands on the terminal's line
             status = 128 + signal.SIGINT
         sys.stdout.flush()
         # Threads of a broken process group must not keep a failed rank alive.

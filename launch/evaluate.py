@@ -20,8 +20,6 @@ from megatron_vl.checkpoint.description import (
 from megatron_vl.config.data import DataConfig
 from megatron_vl.config.errors import UserError
 from megatron_vl.config.evaluate import MODES, EvaluateConfig, register_evaluate_schema
-from megatron_vl.config.model import LanguageConfig
-from megatron_vl.config.parallel import ParallelConfig
 from megatron_vl.config.train import PRECISIONS, TRACKING_MODES
 from megatron_vl.device.processes import (
     LAUNCHER_VARIABLE,
@@ -30,8 +28,7 @@ from megatron_vl.device.processes import (
     rank_environment,
 )
 from megatron_vl.evaluate.suite_check import check_suite
-from megatron_vl.planning.layout import resolve_layout
-from megatron_vl.planning.topology import Topology, check_tensor_size
+from megatron_vl.planning.layout import divide
 from megatron_vl.train.run_dir import RunDirectory
 
 
@@ -45,7 +42,9 @@ def evaluate(config: EvaluateConfig) -> int:
     config = replace(config, data=_data_of(config, description))
     model_size = config.parallel.tensor_size * config.parallel.pipeline_size
     world_size = environment.world_size if environment else config.run.num_processes or model_size
-    _check_division(config.parallel, description.model.language, world_size)
+    divide(
+        description.model.language, config.parallel, world_size
+    )  # said before the seconds that torch takes
     if config.mode == "chat":
         if environment is None and world_size > 1:
             raise UserError(
@@ -104,17 +103,6 @@ def _check(config: EvaluateConfig) -> Description:
             "benchmarks, or mode=chat"
         )
     return description
-
-
-def _check_division(parallel: ParallelConfig, language: LanguageConfig, world_size: int) -> None:
-    topology = Topology(
-        world_size=world_size,
-        tensor_size=parallel.tensor_size,
-        pipeline_size=parallel.pipeline_size,
-        virtual_size=parallel.virtual_size,
-    )
-    check_tensor_size(language, parallel.tensor_size, parallel.sequence_parallel)
-    resolve_layout(parallel.layout, language.num_layers, topology)
 
 
 def _data_of(config: EvaluateConfig, description: Description) -> DataConfig:

@@ -13,8 +13,7 @@ from megatron_vl.device.machine import Device
 from megatron_vl.model.transformer_config import Division, transformer_config
 from megatron_vl.model.vlm import BuildOptions, VisionLanguageModel, build_chunks
 from megatron_vl.parallel.groups import Groups, build_groups
-from megatron_vl.planning.layout import resolve_layout
-from megatron_vl.planning.topology import Topology, check_tensor_size
+from megatron_vl.planning.layout import divide
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,18 +33,8 @@ def open_model(checkpoint: Path, parallel: ParallelConfig, precision: str, devic
     """
     description = read_description(checkpoint)
     language = description.model.language
-    topology = Topology(
-        world_size=dist.get_world_size(),
-        tensor_size=parallel.tensor_size,
-        pipeline_size=parallel.pipeline_size,
-        virtual_size=parallel.virtual_size,
-    )
-    check_tensor_size(language, parallel.tensor_size, parallel.sequence_parallel)
-    division = Division(
-        topology=topology,
-        layout=resolve_layout(parallel.layout, language.num_layers, topology),
-        sequence_parallel=parallel.sequence_parallel,
-    )
+    topology, layout = divide(language, parallel, dist.get_world_size())
+    division = Division(topology=topology, layout=layout, sequence_parallel=parallel.sequence_parallel)
     on_cuda = device.kind == "cuda"
     use_transformer_engine = on_cuda and parallel.transformer_engine
     config = transformer_config(

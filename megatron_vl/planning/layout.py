@@ -7,7 +7,25 @@ Strings are megatron-core's: E stage zero, t a decoder layer, L head and loss, `
 import re
 
 from megatron_vl.config.errors import UserError
-from megatron_vl.planning.topology import Topology
+from megatron_vl.config.model import LanguageConfig
+from megatron_vl.config.parallel import ParallelConfig
+from megatron_vl.planning.topology import Topology, check_tensor_size
+
+
+def divide(language: LanguageConfig, parallel: ParallelConfig, world_size: int) -> tuple[Topology, str]:
+    """How a model is divided over `world_size` ranks: the grid, and the layout that `resolve_layout` gives.
+
+    Raises:
+        UserError: the ranks, the model's sizes or its layers do not divide so.
+    """
+    topology = Topology(
+        world_size=world_size,
+        tensor_size=parallel.tensor_size,
+        pipeline_size=parallel.pipeline_size,
+        virtual_size=parallel.virtual_size,
+    )
+    check_tensor_size(language, parallel.tensor_size, parallel.sequence_parallel)
+    return topology, resolve_layout(parallel.layout, language.num_layers, topology)
 
 
 def resolve_layout(layout: str | None, num_layers: int, topology: Topology) -> str:

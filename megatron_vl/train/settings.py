@@ -8,8 +8,8 @@ from megatron_vl.config.model_check import check_model
 from megatron_vl.config.parallel import ParallelConfig
 from megatron_vl.config.root import STAGE_NAMES, PretrainConfig
 from megatron_vl.config.train import PARTS, PRECISIONS, SCHEDULES, TRACKING_MODES, StageConfig
-from megatron_vl.planning.layout import resolve_layout
-from megatron_vl.planning.topology import Topology, check_batch_sizes, check_tensor_size
+from megatron_vl.planning.layout import divide
+from megatron_vl.planning.topology import Topology, check_batch_sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,14 +67,8 @@ def _resolve_stage(config: PretrainConfig, name: str, world_size: int, first: in
     values = _with_train_overrides(config, name)
     _check_stage(config, name, values)
     parallel = stage_parallel(config, name)
-    topology = Topology(
-        world_size=world_size,
-        tensor_size=parallel.tensor_size,
-        pipeline_size=parallel.pipeline_size,
-        virtual_size=parallel.virtual_size,
-    )
+    topology, layout = divide(config.model.language, parallel, world_size)
     check_batch_sizes(values.global_batch_size, values.micro_batch_size, topology, name)
-    check_tensor_size(config.model.language, parallel.tensor_size, parallel.sequence_parallel)
     if parallel.sequence_parallel and values.sequence_length % parallel.tensor_size:
         raise UserError(
             f"stage.{name}.sequence_length={values.sequence_length} must be a multiple of "
@@ -85,7 +79,7 @@ def _resolve_stage(config: PretrainConfig, name: str, world_size: int, first: in
         values=values,
         parallel=parallel,
         topology=topology,
-        layout=resolve_layout(parallel.layout, config.model.language.num_layers, topology),
+        layout=layout,
         first_global_step=first,
     )
 

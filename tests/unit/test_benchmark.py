@@ -58,7 +58,7 @@ def read_nothing(path: Path, images: Path | None) -> list[Item]:
 
 def run(items: Sequence[Item] = ITEMS, **fields: Any) -> Any:
     benchmark = Benchmark(read=read_nothing, **fields)
-    return run_benchmark("made up", benchmark, items, Answers(), "bytes")  # type: ignore[arg-type]
+    return run_benchmark("made up", benchmark, items, Answers(), "bytes")
 
 
 def test_a_choice_is_right_or_wrong() -> None:

@@ -49,7 +49,7 @@ PHRASINGS = (
 
 
 def item(**fields: object) -> Item:
-    return Item(key="1", prompt=Sample(text="?"), **fields)  # type: ignore[arg-type]
+    return Item(key="1", prompt=Sample(text="?"), **fields)
 
 
 @pytest.mark.parametrize("phrasing", PHRASINGS)

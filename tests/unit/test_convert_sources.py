@@ -88,7 +88,7 @@ TRANSFORMERS_7B: dict[str, Any] = {
 
 def composed(name: str) -> ModelConfig:
     merged = OmegaConf.merge(OmegaConf.structured(ModelConfig), OmegaConf.load(CONFIGS / f"{name}.yaml"))
-    model: ModelConfig = OmegaConf.to_object(merged)  # type: ignore[assignment]
+    model: ModelConfig = OmegaConf.to_object(merged)
     return model
 
 

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from megatron_vl.checkpoint.convert.aside import whole_folder
@@ -65,15 +64,11 @@ def _check_complete(checkpoint: Path, entries: dict[str, Entry], model: ModelCon
 def _sizes(rules: list[Rule], entries: dict[str, Entry], model: ModelConfig) -> dict[str, int]:
     """Bytes of each tensor of theirs, in the order in which `_their_tensors` makes them."""
     return {
-        name: part.numel() * part.element_size()
+        name: part.nbytes
         for rule in rules
-        for name, part in zip(
-            rule.theirs,
-            rule.join.to_theirs(
-                torch.empty(entries[rule.ours].shape, dtype=entries[rule.ours].dtype, device="meta"), model
-            ),
-            strict=True,
-        )
+        for name, part in rule.without_values(
+            entries[rule.ours].shape, model, entries[rule.ours].dtype
+        ).items()
     }
 
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from megatron_vl.checkpoint.convert.layouts import Layout
 from megatron_vl.checkpoint.convert.weight_files import WeightFiles
@@ -36,14 +35,10 @@ def match(source: Source, model: ModelConfig, shapes: Mapping[str, torch.Size]) 
     expected = {
         name: part.shape
         for rule in rules
-        for name, part in zip(rule.theirs, _their_parts(rule, shapes[rule.ours], model), strict=True)
+        for name, part in rule.without_values(shapes[rule.ours], model).items()
     }
     _check(source, expected)
     return {rule.ours: _entry(rule, source.files, model, shapes[rule.ours]) for rule in rules}
-
-
-def _their_parts(rule: Rule, shape: torch.Size, model: ModelConfig) -> list[Tensor]:
-    return rule.join.to_theirs(torch.empty(shape, device="meta"), model)
 
 
 def _check(source: Source, expected: Mapping[str, torch.Size]) -> None:

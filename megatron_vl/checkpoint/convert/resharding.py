@@ -19,8 +19,7 @@ from megatron_vl.checkpoint.state import STATE_FILE
 from megatron_vl.checkpoint.streaming import COMMON_FILE, read_tensors, write_tensors
 from megatron_vl.config.errors import UserError
 from megatron_vl.config.parallel import ParallelConfig
-from megatron_vl.planning.layout import resolve_layout
-from megatron_vl.planning.topology import Topology, check_tensor_size
+from megatron_vl.planning.layout import divide
 
 OPTIMIZER_STATE = "optimizer.state.param."  # the fp32 copy of each parameter that trains
 
@@ -42,14 +41,7 @@ def reshard(checkpoint: Path, output: Path, parallel: ParallelConfig) -> Reshard
     """
     description = read_description(checkpoint)
     language = description.model.language
-    topology = Topology(
-        world_size=parallel.tensor_size * parallel.pipeline_size,
-        tensor_size=parallel.tensor_size,
-        pipeline_size=parallel.pipeline_size,
-        virtual_size=parallel.virtual_size,
-    )
-    check_tensor_size(language, parallel.tensor_size, parallel.sequence_parallel)
-    layout = resolve_layout(parallel.layout, language.num_layers, topology)
+    _, layout = divide(language, parallel, parallel.tensor_size * parallel.pipeline_size)
     entries = read_tensors(checkpoint)
     if not (checkpoint / STATE_FILE).exists() or not any(
         name.startswith(OPTIMIZER_STATE) for name in entries

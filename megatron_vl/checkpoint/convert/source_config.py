@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_vl.checkpoint.convert import config_map
 from megatron_vl.checkpoint.convert.weight_files import read_json
 from megatron_vl.config.errors import UserError
 from megatron_vl.config.model import (
@@ -102,6 +103,10 @@ class _Section:
         if kind is not list and not 0 < value <= limit:  # NaN is neither
             raise UserError(f"{self.where}.{name} is {value}; it must be above 0 and at most {limit}")
         return value
+
+    def in_our_names(self, fields: Mapping[str, str]) -> dict[str, Any]:
+        """The values of a table of `config_map`, as arguments of our config."""
+        return {ours: self[theirs] for theirs, ours in fields.items()}
 
     def require(self, name: str, valid: tuple[Any, ...]) -> None:
         """Refuse what would be computed otherwise. A field that is not there has a valid default."""
@@ -235,56 +240,32 @@ def _language(values: Any, where: str) -> LanguageConfig:
     section.require("head_dim", (section["hidden_size"] // section["num_attention_heads"], None))
     rope = _Section(values.get("rope_parameters") or {}, LLAMA_DEFAULTS, f"{where}.rope_parameters")
     rope.require("rope_type", ("default",))
-    return LanguageConfig(
-        hidden_size=section["hidden_size"],
-        num_layers=section["num_hidden_layers"],
-        num_heads=section["num_attention_heads"],
-        ffn_hidden_size=section["intermediate_size"],
-        vocab_size=section["vocab_size"],
-        max_positions=section["max_position_embeddings"],
-        rope_theta=float(rope["rope_theta"] if "rope_theta" in rope.values else section["rope_theta"]),
-        norm_epsilon=section["rms_norm_eps"],
-        init_std=section["initializer_range"],
-    )
+    rope_theta = float(rope["rope_theta"] if "rope_theta" in rope.values else section["rope_theta"])
+    return LanguageConfig(**section.in_our_names(config_map.LANGUAGE), rope_theta=rope_theta)
 
 
 def _siglip(values: Any, where: str, activations: tuple[str, ...]) -> SiglipConfig:
     section = _Section(values, SIGLIP_DEFAULTS, where)
     section.require("model_type", ("siglip_vision_model",))
     section.require("hidden_act", activations)
-    return SiglipConfig(
-        image_size=section["image_size"],
-        patch_size=section["patch_size"],
-        width=section["hidden_size"],
-        num_layers=section["num_hidden_layers"],
-        num_heads=section["num_attention_heads"],
-        ffn_hidden_size=section["intermediate_size"],
-        norm_epsilon=section["layer_norm_eps"],
-    )
+    return SiglipConfig(**section.in_our_names(config_map.SIGLIP))
 
 
 def _sam(values: Any, where: str, resized_grid: int) -> SamConfig:
     section = _Section(values, SAM_DEFAULTS, where)
     section.require("hidden_act", ("gelu",))
     section.require("use_rel_pos", (True,))
-    width, neck, layers = section["hidden_size"], section["output_channels"], section["global_attn_indexes"]
-    if not layers:
+    fields = section.in_our_names(config_map.SAM)
+    if not fields["global_layers"]:
         raise UserError(f"{where}.global_attn_indexes is empty; the HD branch starts at its first layer")
-    ffn = (
-        section["mlp_dim"] if section.values.get("mlp_dim") is not None else int(width * section["mlp_ratio"])
-    )
+    if section.values.get("mlp_dim") is not None:
+        ffn = section["mlp_dim"]
+    else:
+        ffn = int(fields["width"] * section["mlp_ratio"])
     return SamConfig(
-        image_size=section["image_size"],
-        patch_size=section["patch_size"],
-        width=width,
-        num_layers=section["num_hidden_layers"],
-        num_heads=section["num_attention_heads"],
+        **fields,
         ffn_hidden_size=ffn,
-        window_size=section["window_size"],
-        global_layers=list(layers),
-        neck_width=neck,
         resized_grid=resized_grid,
-        downsample_widths=[2 * neck, 4 * neck],
-        hd_layer=layers[0],
-        norm_epsilon=section["layer_norm_eps"],
+        downsample_widths=[2 * fields["neck_width"], 4 * fields["neck_width"]],
+        hd_layer=fields["global_layers"][0],
     )

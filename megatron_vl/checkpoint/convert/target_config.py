@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 
+from megatron_vl.checkpoint.convert import config_map
+from megatron_vl.checkpoint.convert.config_map import in_their_names
 from megatron_vl.checkpoint.convert.tokenizer_files import TOKENIZER_CONFIG_FILE
-from megatron_vl.checkpoint.convert.weight_files import read_json
+from megatron_vl.checkpoint.convert.weight_files import read_json_if_there
 from megatron_vl.checkpoint.description import (
     TOKENIZER_FILE,
     TOKENIZER_FOLDER,
@@ -125,13 +127,9 @@ def _write(path: Path, values: dict[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _carried_values(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
-
-
 def _generation(target: Path, text: TextRule) -> dict[str, Any]:
     """The carried settings. Ids are the tokenizer's: a source may have left those of a class's defaults."""
-    values = {"do_sample": False} | _carried_values(target / GENERATION_CONFIG_FILE)
+    values = {"do_sample": False} | read_json_if_there(target / GENERATION_CONFIG_FILE)
     ends = values.get("eos_token_id")
     several = isinstance(ends, list) and text.eos_id in ends
     return values | {
@@ -143,7 +141,7 @@ def _generation(target: Path, text: TextRule) -> dict[str, Any]:
 
 def _tokenizer(target: Path, language: LanguageConfig, tokens: Tokens) -> dict[str, Any]:
     """The carried settings, with what transformers' processor needs and a text-only tokenizer has not."""
-    carried = _carried_values(target / TOKENIZER_CONFIG_FILE)
+    carried = read_json_if_there(target / TOKENIZER_CONFIG_FILE)
     values = {"model_max_length": language.max_positions} | {
         name: value for name, value in carried.items() if name not in NOT_CARRIED
     }
@@ -160,17 +158,10 @@ def _tokenizer(target: Path, language: LanguageConfig, tokens: Tokens) -> dict[s
 def _language(language: LanguageConfig) -> dict[str, Any]:
     return {
         "model_type": "llama",
-        "hidden_size": language.hidden_size,
-        "num_hidden_layers": language.num_layers,
-        "num_attention_heads": language.num_heads,
+        **in_their_names(config_map.LANGUAGE, language),
         "num_key_value_heads": language.num_heads,
         "head_dim": language.hidden_size // language.num_heads,
-        "intermediate_size": language.ffn_hidden_size,
-        "vocab_size": language.vocab_size,
-        "max_position_embeddings": language.max_positions,
-        "rms_norm_eps": language.norm_epsilon,
         "rope_parameters": {"rope_type": "default", "rope_theta": language.rope_theta},
-        "initializer_range": language.init_std,
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,
@@ -181,13 +172,7 @@ def _language(language: LanguageConfig) -> dict[str, Any]:
 def _siglip(siglip: SiglipConfig) -> dict[str, Any]:
     return {
         "model_type": "siglip_vision_model",
-        "image_size": siglip.image_size,
-        "patch_size": siglip.patch_size,
-        "hidden_size": siglip.width,
-        "num_hidden_layers": siglip.num_layers,
-        "num_attention_heads": siglip.num_heads,
-        "intermediate_size": siglip.ffn_hidden_size,
-        "layer_norm_eps": siglip.norm_epsilon,
+        **in_their_names(config_map.SIGLIP, siglip),
         "hidden_act": "gelu",  # the exact one; the class's default is an approximation
         "vision_use_head": False,
     }
@@ -196,17 +181,9 @@ def _siglip(siglip: SiglipConfig) -> dict[str, Any]:
 def _sam(sam: SamConfig) -> dict[str, Any]:
     return {
         "model_type": "sam_vision_model",
-        "image_size": sam.image_size,
-        "patch_size": sam.patch_size,
-        "hidden_size": sam.width,
-        "num_hidden_layers": sam.num_layers,
-        "num_attention_heads": sam.num_heads,
+        **in_their_names(config_map.SAM, sam),
         "mlp_dim": sam.ffn_hidden_size,
         "mlp_ratio": sam.ffn_hidden_size / sam.width,
-        "window_size": sam.window_size,
-        "global_attn_indexes": sam.global_layers,
-        "output_channels": sam.neck_width,
-        "layer_norm_eps": sam.norm_epsilon,
         "hidden_act": "gelu",
         "use_rel_pos": True,
         "use_abs_pos": True,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megatron_vl.checkpoint.convert.weight_files import read_json
+from megatron_vl.checkpoint.convert.weight_files import read_json, read_json_if_there
 from megatron_vl.checkpoint.description import TOKENIZER_FILE, TOKENIZER_FOLDER, Tokens
 from megatron_vl.config.data import DataConfig
 from megatron_vl.config.errors import UserError
@@ -38,7 +38,7 @@ def read_source_tokens(folder: Path, image_token_id: int | None) -> SourceTokens
             notices=[f"{folder} has no {TOKENIZER_FILE}: give data.tokenizer when you train"],
         )
     ids = _token_ids(folder / TOKENIZER_FILE)
-    config = _optional_json(folder / TOKENIZER_CONFIG_FILE)
+    config = read_json_if_there(folder / TOKENIZER_CONFIG_FILE)
     defaults = DataConfig()
     found = SourceTokens(image_token_id=image_token_id, num_entries=max(ids.values(), default=-1) + 1)
     bos, eos = (_special(config, ids, name, getattr(defaults, name)) for name in ("bos_token", "eos_token"))
@@ -93,10 +93,6 @@ def _token_ids(path: Path) -> dict[str, int]:
         if type(number) is not int or number < 0:
             raise UserError(f"{path} is no tokenizer.json: the id of {token!r} is {number!r}")
     return ids
-
-
-def _optional_json(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
 
 
 def _special(config: Mapping[str, Any], ids: Mapping[str, int], name: str, default: str) -> str | None:

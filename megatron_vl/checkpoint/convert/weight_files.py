@@ -178,6 +178,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
+def read_json_if_there(path: Path) -> dict[str, Any]:
+    """`read_json`, or nothing where there is no such file."""
+    return read_json(path) if path.is_file() else {}
+
+
 def write_safetensors(folder: Path, tensors: Iterator[tuple[str, Tensor]], sizes: Mapping[str, int]) -> None:
     """Write `model.safetensors`, or pieces of at most MAX_FILE_BYTES and their index.
 

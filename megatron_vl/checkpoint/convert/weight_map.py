@@ -30,6 +30,13 @@ class Rule:
     theirs: tuple[str, ...]
     join: Join
 
+    def without_values(
+        self, shape: torch.Size, model: ModelConfig, dtype: torch.dtype = torch.float32
+    ) -> dict[str, Tensor]:
+        """Their tensors by name, on the meta device, for one of ours of this shape and dtype."""
+        ours = torch.empty(shape, dtype=dtype, device="meta")
+        return dict(zip(self.theirs, self.join.to_theirs(ours, model), strict=True))
+
 
 def _interleave(parts: list[Tensor], model: ModelConfig) -> Tensor:
     """q, k, v [H, ...] -> head by head q, k, v, as megatron-core's fused layer wants them."""
