@@ -15,7 +15,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, tensor_parallel
-from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, ShardedTensorFactory
 from megatron.core.dist_checkpointing.serialization import (
     get_default_save_sharded_strategy,
     load_sharded_metadata,
@@ -86,19 +87,20 @@ def load_training_state(path: Path, chunks: list[Any], optimizer: MegatronOptimi
     """Load weights, optimizer and random states into this rank's wrapped chunks, at any parallel size. Collective.
 
     Random states belong to ranks: where a checkpoint has none for these parallel sizes, they stay as they are.
+
+    Raises:
+        UserError: the checkpoint lacks something that this model trains with, or holds something else.
     """
     wanted = _sharded_state(chunks, optimizer, groups, is_loading=True)
-    stored = load_sharded_metadata(str(path))
-    if wanted["random"].unique_key not in stored:
-        del wanted["random"]
-    loaded, unread, _ = dist_checkpointing.load(wanted, str(path), strict=StrictHandling.RETURN_ALL)
-    left_over = [key for key in unread if not key.startswith(RANDOM) and not key.endswith(EXTRA_STATE)]
-    if left_over:
-        raise UserError(f"{path} holds what this model has not: {', '.join(sorted(left_over))}")
+    stored = set(load_sharded_metadata(str(path)))
+    if wanted[RANDOM].unique_key not in stored:
+        del wanted[RANDOM]
+    _check_keys(path, stored, wanted)
+    loaded = dist_checkpointing.load(wanted, str(path), strict=StrictHandling.ASSUME_OK_UNEXPECTED)
     _load_chunks(loaded, _modules(chunks))
     optimizer.load_state_dict(loaded["optimizer"])
-    if "random" in loaded:
-        random_states = loaded["random"][0]
+    if RANDOM in loaded:
+        random_states = loaded[RANDOM][0]
         torch.set_rng_state(random_states["torch"])
         tensor_parallel.get_cuda_rng_tracker().set_states(random_states["tracker"])
 
@@ -124,7 +126,7 @@ def _sharded_state(
     """Names to megatron-core's sharded values."""
     state = _sharded_weights(_modules(chunks))
     state["optimizer"] = optimizer.sharded_state_dict(state, is_loading=is_loading, metadata=SHARDING)
-    state["random"] = _random_states(groups)
+    state[RANDOM] = _random_states(groups)
     return state
 
 
@@ -159,6 +161,31 @@ def _load_chunks(loaded: dict[str, Any], modules: list[Any]) -> None:
         missing = [name for name in missing if not name.endswith(EXTRA_STATE)]
         if missing or unexpected:
             raise RuntimeError(f"weights left out: {missing}; unknown weights: {unexpected}")
+
+
+def _check_keys(path: Path, stored: set[str], wanted: dict[str, Any]) -> None:
+    """Before anything is read: megatron-core's own check cannot let other sizes' random states be. Collective."""
+    mine = {
+        value.unique_key if isinstance(value, ShardedObject) else value.key
+        for value in nested_values(wanted)
+        if isinstance(value, ShardedTensor | ShardedTensorFactory | ShardedObject)
+    }
+    by_rank: list[set[str]] = [set()] * dist.get_world_size()
+    dist.all_gather_object(by_rank, mine)
+    requested = set().union(*by_rank)
+    unread = {key for key in stored if not key.startswith(RANDOM) and not key.endswith(EXTRA_STATE)}
+    absent, left_over = requested - stored, unread - requested
+    if absent or left_over:
+        raise UserError(
+            f"{path} is of other training: it lacks {_listed(absent)}; it has, and this run has not, "
+            f"{_listed(left_over)}"
+        )
+
+
+def _listed(keys: set[str]) -> str:
+    return (
+        ", ".join(sorted(keys)[:10]) + (f" and {len(keys) - 10} more" if len(keys) > 10 else "") or "nothing"
+    )
 
 
 def _write_synced(path: Path, text: str) -> None:
