@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.progress import Progress
 
-from data_tools.recipe import Part, Record, Rejection
+from data_tools.recipe import Part, Record, Rejection, Rendered
 from megatron_vl.config.errors import UserError
 from megatron_vl.data.shards import ShardWriter
 
@@ -45,10 +45,9 @@ def write_part(
         for writer in writers:
             stack.enter_context(writer)
         for number, rendered in enumerate(_rendered(part, pool, num_processes)):
-            if isinstance(rendered, Rejection):
-                rejections.add(rendered)
-            else:
-                _write(writers, number, rendered)
+            rejections.add(rendered)
+            for writer, records in zip(writers, rendered.records, strict=True):
+                _write(writer, number, records)
             progress.advance(task)
     rejections.tell(report)
     for writer, folder in zip(writers, part.folders, strict=True):
@@ -60,9 +59,7 @@ def write_part(
     shutil.rmtree(staging)
 
 
-def _rendered(
-    part: Part, pool: Executor, num_processes: int
-) -> Iterator[tuple[Record | None, ...] | Rejection]:
+def _rendered(part: Part, pool: Executor, num_processes: int) -> Iterator[Rendered]:
     """In the order of the drafts. A pool's map alone would render all of them ahead of the writing."""
     window = DRAFTS_PER_TASK * TASKS_PER_PROCESS * num_processes
     for start in range(0, len(part.drafts), window):
@@ -70,10 +67,11 @@ def _rendered(
         yield from pool.map(part.render, drafts, chunksize=DRAFTS_PER_TASK)
 
 
-def _write(writers: list[ShardWriter], number: int, records: tuple[Record | None, ...]) -> None:
-    for writer, record in zip(writers, records, strict=True):
-        if record is not None:
-            writer.write(f"{writer.folder.name}-{number:06d}", record.fields, record.images)
+def _write(writer: ShardWriter, number: int, records: tuple[Record, ...]) -> None:
+    """The keys of a draft's samples: FOLDER-000012, FOLDER-000012-1, FOLDER-000012-2, …"""
+    for record in records:
+        suffix = f"-{record.index}" if record.index else ""
+        writer.write(f"{writer.folder.name}-{number:06d}{suffix}", record.fields, record.images)
 
 
 class _Rejections:
@@ -82,16 +80,21 @@ class _Rejections:
     def __init__(self, part: Part, path: Path) -> None:
         self._part, self._path = part, path
         self._counts: Counter[str] = Counter()
+        self._num_drafts = 0.0  # rejected; a part of those of which some samples are
         self._examples: dict[str, Rejection] = {}
 
-    def add(self, rejection: Rejection) -> None:
+    def add(self, rendered: Rendered) -> None:
         """Raises UserError, naming every cause so far, where this is one too many."""
-        self._counts[rejection.cause] += 1
-        self._examples.setdefault(rejection.cause, rejection)
-        with self._path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(json.dumps(asdict(rejection), ensure_ascii=False) + "\n")
+        if not rendered.rejections:
+            return
+        self._num_drafts += rendered.rejected_fraction
+        for rejection in rendered.rejections:
+            self._counts[rejection.cause] += 1
+            self._examples.setdefault(rejection.cause, rejection)
+            with self._path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(json.dumps(asdict(rejection), ensure_ascii=False) + "\n")
         fraction = self._part.max_rejected_fraction
-        if self._counts.total() > fraction * len(self._part.drafts):
+        if self._num_drafts > fraction * len(self._part.drafts):
             raise UserError(f"{self._summary()}; more than max_rejected_fraction={fraction} allows")
 
     def tell(self, report: Report) -> None:
@@ -103,5 +106,5 @@ class _Rejections:
             f"{count} x {cause}, such as {self._examples[cause]}"
             for cause, count in self._counts.most_common()
         )
-        found = f"{self._counts.total()} of {len(self._part.drafts)} records cannot be used"
+        found = f"{self._num_drafts:.6g} of {len(self._part.drafts)} records cannot be used"
         return f"{', '.join(self._part.folders)}: {found}: {causes}"

@@ -8,15 +8,19 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One sample as `ShardWriter.write` takes it: the fields of KEY.json, and image files by "0.png", …"""
+    """One sample as `ShardWriter.write` takes it: the fields of KEY.json, and image files by "0.png", …
+
+    `index` numbers the samples that one draft gives to a folder, from 0; it is part of the key.
+    """
 
     fields: dict[str, Any]
     images: dict[str, bytes] = field(default_factory=dict)
+    index: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rejection:
-    """A draft that cannot be used: a `cause` to count by; `where` it is and what is wrong there."""
+    """A draft, or a sample of one, that cannot be used: a `cause` to count by; `where` it is, what is wrong."""
 
     cause: str
     where: str
@@ -27,17 +31,36 @@ class Rejection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rendered:
+    """What came of a draft: the records of each folder, in the part's order, and what cannot be used."""
+
+    records: tuple[tuple[Record, ...], ...]
+    rejections: tuple[Rejection, ...] = ()
+
+    @property
+    def rejected_fraction(self) -> float:
+        """The share of the draft's samples that cannot be used."""
+        num_records = sum(map(len, self.records))
+        return len(self.rejections) / max(num_records + len(self.rejections), 1)
+
+
+def one_each(*records: Record) -> Rendered:
+    """One record for every folder."""
+    return Rendered(records=tuple((record,) for record in records))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Part:
-    """Folders that are filled together: draft number i becomes sample number i of each.
+    """Folders that are filled together: draft number i becomes sample i of each, or samples i, i-1, i-2, …
 
     `folders` are relative to the data's root: `<source>` or `heldout/<source>`. `render`, a function of a
-    module (it runs in other processes), gives one record per folder from a draft, always the same; None for a
-    folder that the draft is not for. More rejected drafts than `max_rejected_fraction` stop the build.
+    module (it runs in other processes), gives a draft's records, always the same. A share of the drafts beyond
+    `max_rejected_fraction` that is rejected stops the build; of a draft with several samples, each counts in part.
     """
 
     folders: tuple[str, ...]
     drafts: Sequence[Any]
-    render: Callable[[Any], tuple[Record | None, ...] | Rejection]
+    render: Callable[[Any], Rendered]
     max_rejected_fraction: float = 0.0
     samples_per_shard: int = 250  # several shards per lane of a small run
 

@@ -29,7 +29,7 @@ from data_tools.quickstart.pages import draw_texts
 from data_tools.quickstart.photographs import installed_photographs
 from data_tools.quickstart.text import Document, Question, common_words, installation_documents, questions
 from data_tools.quickstart.tokenizer import train_tokenizer
-from data_tools.recipe import Part, Recipe, Record
+from data_tools.recipe import Part, Recipe, Rendered
 from megatron_vl.config.errors import UserError
 from megatron_vl.data.sample import IMAGE_MARK
 
@@ -102,7 +102,7 @@ def _parts(size: Size) -> list[Part]:
 
 def _both(
     sources: tuple[str, ...],
-    render: Callable[[Any], tuple[Record, ...]],
+    render: Callable[[Any], Rendered],
     drafts: Sequence[Any],
     heldout: Sequence[Any],
 ) -> tuple[Part, Part]:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from data_tools.raw.records import RawSample, RecordError
+from data_tools.raw.format import RawSample, RecordError
 from megatron_vl.data.sample import IMAGE_MARK
 
 CAPTION_FIELDS = ("caption", "text")

@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from data_tools.raw.records import RecordError
+from data_tools.raw.format import RecordError
 from megatron_vl.config.errors import UserError
 from megatron_vl.data.sample import IMAGE_FORMATS
 

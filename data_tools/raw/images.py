@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from data_tools.raw.records import RecordError
+from data_tools.raw.format import RecordError
 from megatron_vl.data.images import FORMATS
 
 EXTENSIONS = {
@@ -17,22 +17,32 @@ EXTENSIONS = {
 }  # MPO: a phone's JPEG with a second one
 
 
-def read_images(folder: Path, names: Sequence[str], *, max_bytes: int, max_pixels: int) -> dict[str, bytes]:
-    """The files `names` of `folder` as a sample holds them: "0.jpg", "1.png", …, named by their content.
+def read_images(
+    folder: Path, images: Sequence[str | bytes], *, max_bytes: int, max_pixels: int
+) -> dict[str, bytes]:
+    """Files of `folder` by name, or bytes, as a sample holds them: "0.jpg", "1.png", …, named by their content.
 
-    Raises RecordError where one is missing, cannot be decoded or has more than `max_pixels`, or where
-    together they exceed `max_bytes`.
+    Raises RecordError where one is missing, is not below `folder`, cannot be decoded or has more than
+    `max_pixels`, or where together they exceed `max_bytes`.
     """
     files = {}
-    for number, name in enumerate(names):
-        data = _read(folder / name, max_bytes)
+    for number, image in enumerate(images):
+        if isinstance(image, str):
+            where, data = str(folder / image), _read(folder, image, max_bytes)
+        else:
+            where, data = f"image {number}", image
         max_bytes -= len(data)
-        files[f"{number}.{_extension(data, folder / name, max_pixels)}"] = data
+        if max_bytes < 0:
+            raise RecordError("sample too large", f"{where} has {len(data)} bytes; {-max_bytes} too many")
+        files[f"{number}.{_extension(data, where, max_pixels)}"] = data
     return files
 
 
-def _read(path: Path, max_bytes: int) -> bytes:
+def _read(folder: Path, name: str, max_bytes: int) -> bytes:
+    path = folder / name
     try:
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise RecordError("image outside its folder", f"{name!r} leads out of {folder}")
         size = path.stat().st_size
         if size > max_bytes:
             raise RecordError(
@@ -43,16 +53,16 @@ def _read(path: Path, max_bytes: int) -> bytes:
         raise RecordError("missing image", f"{path} cannot be read: {error}") from error
 
 
-def _extension(data: bytes, path: Path, max_pixels: int) -> str:
+def _extension(data: bytes, where: str, max_pixels: int) -> str:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
             if width * height > max_pixels:
-                detail = f"{path} has {width} x {height} pixels; data.max_image_pixels is {max_pixels}"
+                detail = f"{where} has {width} x {height} pixels; data.max_image_pixels is {max_pixels}"
                 raise RecordError("image beyond the pixel limit", detail)
             image.load()
             return EXTENSIONS[str(image.format)]
     except RecordError:
         raise
     except Exception as error:  # on garbage, Pillow's plugins raise many kinds
-        raise RecordError("image cannot be decoded", f"{path}: {error}") from error
+        raise RecordError("image cannot be decoded", f"{where}: {error}") from error

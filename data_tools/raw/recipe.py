@@ -2,44 +2,20 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data_tools.raw.conversations import read_conversation
-from data_tools.raw.documents import read_caption, read_interleaved, read_text
-from data_tools.raw.folder import digest_of, locate_images, read_pair
+from data_tools.raw.format import Material, RawSample, RecordError
+from data_tools.raw.formats import FORMATS
 from data_tools.raw.images import read_images
-from data_tools.raw.records import RawSample, RecordError, Span, locate_records, read_record
-from data_tools.recipe import Part, Recipe, Record, Rejection
-from megatron_vl.config.data import DataConfig, RawConfig, SourceConfig
+from data_tools.recipe import Part, Recipe, Record, Rejection, Rendered
+from megatron_vl.config.data import DataConfig, SourceConfig
 from megatron_vl.config.errors import UserError
-from megatron_vl.data.index import file_sha256
 from megatron_vl.data.sample import SampleError, parse_sample
 
 SAMPLES_PER_SHARD = 2000  # some hundred MB with images
-# `data.sources.SOURCE.raw.format` -> what a record says, given the source's system message
-FORMATS: dict[str, Callable[[Any, str], RawSample]] = {
-    "conversations": read_conversation,
-    "captions": read_caption,
-    "interleaved": read_interleaved,
-    "text": read_text,
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Material:
-    """What a source is made of, and what bounds it; known to the processes that render."""
-
-    source: str
-    raw: RawConfig
-    image_folder: Path
-    modality: str
-    has_heldout: bool
-    max_sample_bytes: int
-    max_image_pixels: int
 
 
 def raw_recipe(config: DataConfig) -> Recipe:
@@ -55,32 +31,31 @@ def raw_recipe(config: DataConfig) -> Recipe:
     )
 
 
-def render_record(material: Material, draft: Span | str) -> tuple[Record | None, ...] | Rejection:
-    """The sample of one record, for the source's folder or for its held-out one.
-
-    A draft is a record's place in a file, or the name of an image in a folder.
-    """
-    file, record = Path(material.raw.file), None
+def render_draft(material: Material, draft: Any) -> Rendered:
+    """The samples of one draft, all for the source's folder or all for its held-out one."""
+    records: list[Record] = []
+    rejections: list[Rejection] = []
     try:
-        if isinstance(draft, Span):
-            record = read_record(file, draft, material.max_sample_bytes)
-        else:
-            record = read_pair(file, draft, material.max_sample_bytes)
-        raw = FORMATS[material.raw.format](record, material.raw.system)
-        sample = _sample(material, raw, _place(draft))
+        samples = FORMATS[material.raw.format].read(material, draft)
     except RecordError as error:
-        identity = record.get("id") if isinstance(record, dict) else None
-        name = _place(draft) if identity is None else f"{_place(draft)} (id {identity!r})"
-        return Rejection(cause=error.cause, where=f"{name} of {file}", detail=error.detail)
+        samples = [error]
+    for index, raw in enumerate(samples):
+        try:
+            if isinstance(raw, RecordError):
+                raise raw
+            records.append(_record(material, raw, index, str(draft)))
+        except RecordError as error:
+            rejections.append(_rejection(material, draft, error, error.name or getattr(raw, "name", "")))
+    chosen, other = tuple(records), ()
     if not material.has_heldout:
-        return (sample,)
-    drawn_by = raw.images[0] if raw.images else json.dumps(raw.fields)
-    held_out = _draw(drawn_by) < material.raw.heldout_fraction
-    return (None, sample) if held_out else (sample, None)
+        return Rendered(records=(chosen,), rejections=tuple(rejections))
+    held_out = _draw(samples[0]) < material.raw.heldout_fraction
+    return Rendered(records=(other, chosen) if held_out else (chosen, other), rejections=tuple(rejections))
 
 
-def _place(draft: Span | str) -> str:
-    return f"record {draft.number}" if isinstance(draft, Span) else draft
+def _rejection(material: Material, draft: Any, error: RecordError, name: str) -> Rejection:
+    where = f"{draft} ({name})" if name else str(draft)
+    return Rejection(cause=error.cause, where=f"{where} of {material.raw.file}", detail=error.detail)
 
 
 def _material(name: str, source: SourceConfig, config: DataConfig) -> Material:
@@ -124,23 +99,14 @@ def _part(config: DataConfig, material: Material) -> Part:
     folders = [source.path, source.heldout] if source.heldout is not None else [source.path]
     return Part(
         folders=tuple(Path(folder).relative_to(config.root).as_posix() for folder in folders),
-        drafts=_drafts(material, field),
-        render=partial(render_record, material),
+        drafts=FORMATS[material.raw.format].drafts(material, field),
+        render=partial(render_draft, material),
         max_rejected_fraction=material.raw.max_rejected_fraction,
         samples_per_shard=SAMPLES_PER_SHARD,
     )
 
 
-def _drafts(material: Material, field: str) -> Sequence[Span | str]:
-    file = Path(material.raw.file)
-    return (
-        locate_images(file, field)
-        if file.is_dir()
-        else locate_records(file, field, material.max_sample_bytes)
-    )
-
-
-def _sample(material: Material, raw: RawSample, place: str) -> Record:
+def _record(material: Material, raw: RawSample, index: int, place: str) -> Record:
     """Checked as training will check it. Raises RecordError."""
     if raw.images and material.modality == "text":
         raise RecordError(
@@ -158,27 +124,25 @@ def _sample(material: Material, raw: RawSample, place: str) -> Record:
         max_bytes=material.max_sample_bytes - len(data),
         max_pixels=material.max_image_pixels,
     )
-    return Record(fields=fields, images=images)
+    return Record(fields=fields, images=images, index=index)
 
 
-def _draw(name: str) -> float:
-    """A number in [0, 1) that depends on `name` alone."""
-    digest = hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64
+def _draw(sample: RawSample | RecordError) -> float:
+    """A number in [0, 1) that depends on the sample's first image alone, without images on its text."""
+    if isinstance(sample, RecordError):
+        drawn_by: str | bytes = sample.detail
+    else:
+        drawn_by = sample.images[0] if sample.images else json.dumps(sample.fields)
+    data = drawn_by if isinstance(drawn_by, bytes) else drawn_by.encode(errors="surrogatepass")
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big") / 2**64
 
 
 def _version(materials: list[Material]) -> str:
-    """Differs where what is built may: this code, the values, the records. Images are not read for it."""
+    """Differs where what is built may: this code, the values, the material. Images are not read for it."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())
     for material in materials:
-        file = Path(material.raw.file)
-        content = digest_of(file) if file.is_dir() else _file_digest(file)
+        content = FORMATS[material.raw.format].digest(material)
         digest.update(json.dumps([asdict(material), content], default=str).encode())
     return digest.hexdigest()[:16]
-
-
-def _file_digest(file: Path) -> str:
-    """Nothing for a file that is not there: that is told when its part is decided."""
-    return file_sha256(file) if file.is_file() else ""

@@ -10,27 +10,12 @@ from typing import Any, TextIO, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from data_tools.raw.format import RecordError
 from megatron_vl.config.errors import UserError
 
 CHUNK = 1 << 22  # bytes or characters read at once
 SPACE = " \t\r\n"
 BOM = b"\xef\xbb\xbf"
-
-
-class RecordError(Exception):
-    """One record that cannot be used. `cause` is a category to count by, `detail` is this record's own."""
-
-    def __init__(self, cause: str, detail: str) -> None:
-        super().__init__(cause, detail)
-        self.cause, self.detail = cause, detail
-
-
-@dataclass(frozen=True, kw_only=True)
-class RawSample:
-    """What a record says: the fields of KEY.json, and the image files in the order of their marks."""
-
-    fields: dict[str, Any]
-    images: list[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +25,9 @@ class Span:
     number: int
     offset: int
     size: int
+
+    def __str__(self) -> str:
+        return f"record {self.number}"
 
 
 class Spans(Sequence[Span]):

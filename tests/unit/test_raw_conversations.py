@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from data_tools.raw.conversations import read_conversation
-from data_tools.raw.records import RecordError
+from data_tools.raw.format import RecordError
 
 ASKS, ANSWERS = {"from": "human", "value": "What?"}, {"from": "gpt", "value": "A bar."}
 USER, ASSISTANT = {"role": "user", "content": "What?"}, {"role": "assistant", "content": "A bar."}

@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_tools.raw import records
-from data_tools.raw.records import RecordError, Span, locate_records, read_record
+from data_tools.raw.format import RecordError
+from data_tools.raw.records import Span, locate_records, read_record
 from megatron_vl.config.errors import UserError
 
 LIMIT = 10_000
