@@ -30,6 +30,21 @@ class SourceConfig:
 
 
 @dataclass(kw_only=True)
+class AccessConfig:
+    """How files of remote sources are fetched (http, https, s3, gs; docs/storage.md). Paths need none of it.
+
+    A request that fails for a passing reason is repeated after `backoff_seconds`, then twice that, and so on.
+    """
+
+    fetch: str = "ranges"  # ranges: the samples asked for; shards: whole shards, into the cache
+    cache: str | None = None  # a folder on the node's own disk, which all its processes share
+    cache_bytes: int = 200_000_000_000  # it never holds more
+    attempts: int = 7
+    timeout_seconds: float = 60.0  # of one attempt
+    backoff_seconds: float = 1.0
+
+
+@dataclass(kw_only=True)
 class DataConfig:
     """Sources and the rules that turn them into global batches.
 
@@ -48,6 +63,7 @@ class DataConfig:
     text_ratio: float = 0.7
     warmup_fraction: float = 0.1
     build_command: str = ""  # named in the error when the data is missing
+    access: AccessConfig = field(default_factory=AccessConfig)
 
     lanes: int = 256
     shuffle_window: int = 4  # pieces of shards that a lane shuffles together
