@@ -55,8 +55,8 @@ class Format:
     a file, and `str(draft)` says where it is. Raises UserError, naming the configuration's `field`, where the
     material as a whole is unusable.
 
-    `read(material, draft)` gives a draft's samples, at least one, in order; a page of a document that cannot be used stands as
-    a RecordError in the place of its sample. Raises RecordError where none can be used.
+    `read(material, draft)` gives a draft's samples, at least one, in order; a page of a document that cannot be
+    used stands as a RecordError in the place of its sample. Raises RecordError where none can be used.
 
     `digest(material)` differs where samples may; the images that records name are not read for it.
     """

@@ -1,23 +1,16 @@
 """Shards of samples in the webdataset format (tar files): written whole or not at all, read by offset."""
 
-import json
 import os
-import re
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
-
-from webdataset.writer import TarWriter
+from typing import Any, Self
 
 from megatron_vl.config.errors import UserError
 from megatron_vl.data.index import Location, Member
-from megatron_vl.data.sample import SampleError, order_images, parse_sample
-
-KEY_PATTERN = re.compile(
-    r"(?=.{1,80}$)[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*"
-)  # no dot: extensions start at the first
+from megatron_vl.data.sample import SampleError
+from megatron_vl.data.shard_file import OpenShard, sample_files
 
 
 class ShardWriter:
@@ -44,7 +37,7 @@ class ShardWriter:
         self._max_samples, self._max_bytes, self._max_sample_bytes = max_samples, max_bytes, max_sample_bytes
         self._keys: set[str] = set()
         self._num_shards = 0
-        self._shard: _OpenShard | None = None
+        self._shard: OpenShard | None = None
         self.folder.mkdir(parents=True, exist_ok=True)
         if found := sorted(self.folder.glob("*.tar")):
             raise UserError(
@@ -57,24 +50,16 @@ class ShardWriter:
         `key`: 1 to 80 of letters, digits, "-", "_", and "/" between them, used once in the folder. Raises
         SampleError where the sample is not as docs/data.md describes.
         """
-        images, where = images or {}, str(self.folder)
-        data = json.dumps(dict(fields), ensure_ascii=False).encode(errors="surrogatepass")
-        if not KEY_PATTERN.fullmatch(key):
-            raise SampleError(
-                "invalid key", key, where, 'keys are 1 to 80 letters, digits, "-", "_", and "/" between'
-            )
+        files = sample_files(key, fields, images or {}, str(self.folder), self._max_sample_bytes)
         if key in self._keys:
-            raise SampleError("duplicate key", key, where)
-        sample = parse_sample(data, key, where, self._max_sample_bytes)
-        order_images(images, sample.num_images, key, where)
+            raise SampleError("duplicate key", key, str(self.folder))
         self._keys.add(key)
         if self._shard is None:
-            self._shard = _OpenShard(self.folder / f"shard-{self._num_shards:06d}.tar")
+            self._shard = OpenShard(self.folder / f"shard-{self._num_shards:06d}.tar")
             self._num_shards += 1
-        self._shard.tar.write({"__key__": key, "json": data, **images})
-        self._shard.num_samples += 1
+        self._shard.add(key, files)
         self.num_samples += 1
-        if self._shard.num_samples >= self._max_samples or self._shard.file.tell() >= self._max_bytes:
+        if self._shard.num_samples >= self._max_samples or self._shard.num_bytes >= self._max_bytes:
             self._finish_shard()
 
     def __enter__(self) -> Self:
@@ -92,28 +77,6 @@ class ShardWriter:
         assert self._shard is not None
         self._shard.finish()
         self._shard = None
-
-
-class _OpenShard:
-    """A shard being written aside; owner and time are fixed, so that its samples alone decide its bytes."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.aside = path, path.with_suffix(".tar.partial")
-        self.file: IO[bytes] = self.aside.open("wb")
-        self.tar = TarWriter(self.file, user="", group="", mtime=0, encoder=False, compress=False)
-        self.num_samples = 0
-
-    def finish(self) -> None:
-        self.tar.close()
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
-        self.aside.replace(self.path)
-
-    def discard(self) -> None:
-        self.tar.close()
-        self.file.close()
-        self.aside.unlink()
 
 
 class ShardReader:

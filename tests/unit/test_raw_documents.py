@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from data_tools.builder import build
 from data_tools.raw.documents import read_caption, read_interleaved, read_text
-from data_tools.raw.recipe import raw_recipe
 from data_tools.raw.format import RecordError
+from data_tools.raw.recipe import raw_recipe
 from data_tools.verify import folder_problems
 from megatron_vl.config.data import DataConfig, RawConfig, SourceConfig
 from megatron_vl.config.errors import UserError
