@@ -8,8 +8,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 VOCAB_SIZE = 2048
 
 
-def train_tokenizer(texts: Iterable[str], path: Path, special_tokens: Sequence[str]) -> None:
-    """Train on `texts` and write a tokenizer.json of at most VOCAB_SIZE entries, `special_tokens` first.
+def train_tokenizer(
+    texts: Iterable[str], path: Path, special_tokens: Sequence[str], vocab_size: int = VOCAB_SIZE
+) -> None:
+    """Train on `texts` and write a tokenizer.json of at most `vocab_size` entries, `special_tokens` first.
 
     Every digit is a token of its own, so that numbers are read digit by digit; no text is out of vocabulary.
     """
@@ -19,7 +21,7 @@ def train_tokenizer(texts: Iterable[str], path: Path, special_tokens: Sequence[s
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE,
+        vocab_size=vocab_size,
         special_tokens=[AddedToken(token, special=True, normalized=False) for token in special_tokens],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,

@@ -11,7 +11,7 @@ from megatron_vl.data.index import file_sha256
 Meaning = Callable[[Any, str], RawSample]  # a record and the source's system message -> what it says
 
 
-def records_format(meaning: Meaning) -> Format:
+def records_format(meaning: Meaning, *, of_folder: bool = False) -> Format:
     """The format of records that `meaning` understands."""
 
     def read(material: Material, draft: Span | str) -> Sequence[RawSample]:
@@ -24,7 +24,7 @@ def records_format(meaning: Meaning) -> Format:
             raise RecordError(error.cause, error.detail, name) from error
         return [RawSample(fields=sample.fields, images=sample.images, name=name)]
 
-    return Format(drafts=_drafts, read=read, digest=_digest)
+    return Format(drafts=_drafts, read=read, digest=_digest, of_folder=of_folder)
 
 
 def _read(material: Material, draft: Span | str) -> Any:

@@ -2,11 +2,14 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
+from heapq import nsmallest
 from pathlib import Path
 from typing import Any
 
+from data_tools.quickstart.tokenizer import train_tokenizer
 from data_tools.raw.format import Material, RawSample, RecordError
 from data_tools.raw.formats import FORMATS
 from data_tools.raw.images import read_images
@@ -16,6 +19,7 @@ from megatron_vl.config.errors import UserError
 from megatron_vl.data.sample import SampleError, parse_sample
 
 SAMPLES_PER_SHARD = 2000  # some hundred MB with images
+VOCAB_SIZE = 8192  # of a tokenizer that is trained
 
 
 def raw_recipe(config: DataConfig) -> Recipe:
@@ -27,7 +31,7 @@ def raw_recipe(config: DataConfig) -> Recipe:
         name=config.name,
         version=_version(list(materials.values())),
         parts=lambda: [_part(config, material) for material in materials.values()],
-        train_tokenizer=None,
+        train_tokenizer=partial(train_tokenizer, vocab_size=VOCAB_SIZE),
     )
 
 
@@ -49,7 +53,7 @@ def render_draft(material: Material, draft: Any) -> Rendered:
     chosen, other = tuple(records), ()
     if not material.has_heldout:
         return Rendered(records=(chosen,), rejections=tuple(rejections))
-    held_out = _draw(samples[0]) < material.raw.heldout_fraction
+    held_out = _draw(_identity(samples[0])) < material.raw.heldout_fraction
     return Rendered(records=(other, chosen) if held_out else (chosen, other), rejections=tuple(rejections))
 
 
@@ -71,11 +75,14 @@ def _material(name: str, source: SourceConfig, config: DataConfig) -> Material:
             f"{field}.heldout_fraction={raw.heldout_fraction}, but data.sources.{name}.heldout="
             f"{source.heldout}: give a fraction above 0 and a folder, or 0 and null"
         )
-    if Path(raw.file).is_dir() and (raw.format != "captions" or raw.images):
+    if Path(raw.file).is_dir() and (not FORMATS[raw.format].of_folder or raw.images):
+        formats = ", ".join(name for name, format in FORMATS.items() if format.of_folder)
         raise UserError(
-            f"{field}.file is the folder {raw.file}: that is for format captions, and its images are in it; give no "
+            f"{field}.file is the folder {raw.file}: that is for formats {formats}, and images are in it; give no "
             f"{field}.images"
         )
+    if raw.limit is not None and raw.limit < 1:
+        raise UserError(f"{field}.limit={raw.limit} must be at least 1, or null for all records")
     if raw.images and not Path(raw.images).is_dir():
         raise UserError(f"{field}.images is {raw.images}, which is no folder")
     for folder in filter(None, (source.path, source.heldout)):
@@ -99,11 +106,19 @@ def _part(config: DataConfig, material: Material) -> Part:
     folders = [source.path, source.heldout] if source.heldout is not None else [source.path]
     return Part(
         folders=tuple(Path(folder).relative_to(config.root).as_posix() for folder in folders),
-        drafts=FORMATS[material.raw.format].drafts(material, field),
+        drafts=_limited(FORMATS[material.raw.format].drafts(material, field), material.raw.limit),
         render=partial(render_draft, material),
         max_rejected_fraction=material.raw.max_rejected_fraction,
         samples_per_shard=SAMPLES_PER_SHARD,
     )
+
+
+def _limited(drafts: Sequence[Any], limit: int | None) -> Sequence[Any]:
+    """At most `limit` drafts, drawn by their places, in order."""
+    if limit is None or len(drafts) <= limit:
+        return drafts
+    drawn = nsmallest(limit, range(len(drafts)), key=lambda number: _draw(str(drafts[number])))
+    return [drafts[number] for number in sorted(drawn)]
 
 
 def _record(material: Material, raw: RawSample, index: int, place: str) -> Record:
@@ -127,12 +142,15 @@ def _record(material: Material, raw: RawSample, index: int, place: str) -> Recor
     return Record(fields=fields, images=images, index=index)
 
 
-def _draw(sample: RawSample | RecordError) -> float:
-    """A number in [0, 1) that depends on the sample's first image alone, without images on its text."""
+def _identity(sample: RawSample | RecordError) -> str | bytes:
+    """What decides where a sample belongs: its first image alone, without images its text."""
     if isinstance(sample, RecordError):
-        drawn_by: str | bytes = sample.detail
-    else:
-        drawn_by = sample.images[0] if sample.images else json.dumps(sample.fields)
+        return sample.detail
+    return sample.images[0] if sample.images else json.dumps(sample.fields)
+
+
+def _draw(drawn_by: str | bytes) -> float:
+    """A number in [0, 1)."""
     data = drawn_by if isinstance(drawn_by, bytes) else drawn_by.encode(errors="surrogatepass")
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big") / 2**64
 

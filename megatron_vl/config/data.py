@@ -9,6 +9,8 @@ class RawConfig:
 
     `file` holds the records, `images` is the folder that image names are relative to. `heldout_fraction` of the
     records, drawn by image, go to the source's `heldout`. `system` begins conversations without a system message.
+    `packages` are Debian packages to fetch before, `limit` is how many records are used at most, drawn by place, and
+    `fonts` are files and folders of fonts for pages, DejaVu where there is none.
     """
 
     format: str = "conversations"
@@ -17,6 +19,9 @@ class RawConfig:
     heldout_fraction: float = 0.0
     system: str = ""
     max_rejected_fraction: float = 0.01  # of the records; more that cannot be used stop the build
+    packages: list[str] = field(default_factory=list)
+    limit: int | None = None
+    fonts: list[str] = field(default_factory=list)
 
 
 @dataclass(kw_only=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
 
 from data_tools import builder, part_writer
 from data_tools.builder import build
@@ -237,11 +238,34 @@ def test_a_file_that_was_cut_off_builds_nothing(raw: Path, tmp_path: Path) -> No
     assert not (tmp_path / "data").exists()
 
 
-def test_folders_and_tokenizer_must_fit(raw: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_in_the_root_is_trained(raw: Path, tmp_path: Path) -> None:
     config = config_for(tmp_path / "data", raw)
     config.tokenizer = f"{config.root}/tokenizer.json"
-    with pytest.raises(UserError, match=r"data\.tokenizer is .*mine trains none"):
-        run(config)
+    run(config)
+    tokenizer = Tokenizer.from_file(config.tokenizer)
+    assert tokenizer.decode(tokenizer.encode("红色 bars").ids) == "红色 bars"
+    assert list(folder_problems("chat", tmp_path / "data/chat", config)) == []
+
+
+def test_at_most_so_many_records(raw: Path, tmp_path: Path) -> None:
+    """Drawn from all of the file, in its order, and the same ones every time."""
+    config = config_for(tmp_path / "data", raw)
+    config.sources["chat"].raw.limit = 20
+    run(config)
+    kept = samples(tmp_path / "data/chat") | samples(tmp_path / "data/heldout/chat")
+    questions = {json.dumps(fields["messages"]) for fields, _ in kept.values()}
+    run(config_for(tmp_path / "all", raw))
+    everything = samples(tmp_path / "all/chat") | samples(tmp_path / "all/heldout/chat")
+    numbers = [
+        int(key.removeprefix("chat-"))
+        for key, (fields, _) in everything.items()
+        if json.dumps(fields["messages"]) in questions
+    ]
+    assert len(kept) == 20
+    assert max(numbers) - min(numbers) > 30
+
+
+def test_folders_must_fit(raw: Path, tmp_path: Path) -> None:
     elsewhere = config_for(tmp_path / "data", raw)
     elsewhere.root = f"{tmp_path}/other"
     with pytest.raises(UserError, match=r"data\.sources\.chat is built in .*data\.root"):

@@ -125,7 +125,7 @@ def test_a_folder_of_images(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"format": "text"}, r"raw\.file is the folder .*mine: that is for format captions"),
+        ({"format": "text"}, r"raw\.file is the folder .*mine: that is for formats captions"),
         ({"images": "."}, r"give no data\.sources\.captions\.raw\.images"),
     ],
 )

@@ -1,0 +1,1 @@
+"""Documents become page images with their text, without a browser."""
