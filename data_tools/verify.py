@@ -16,7 +16,7 @@ from megatron_vl.config.errors import UserError
 from megatron_vl.data.images import FORMATS
 from megatron_vl.data.index import SourceIndex, file_sha256
 from megatron_vl.data.sample import SampleError, parse_sample
-from megatron_vl.data.shards import ShardReader
+from megatron_vl.data.shard_reader import ShardReader
 
 
 def verify(config: DataConfig) -> None:

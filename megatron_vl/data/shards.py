@@ -1,14 +1,11 @@
-"""Shards of samples in the webdataset format (tar files): written whole or not at all, read by offset."""
+"""Shards of samples in the webdataset format (tar files), written whole or not at all."""
 
-import os
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from megatron_vl.config.errors import UserError
-from megatron_vl.data.index import Location, Member
 from megatron_vl.data.sample import SampleError
 from megatron_vl.data.shard_file import OpenShard, sample_files
 
@@ -77,51 +74,3 @@ class ShardWriter:
         assert self._shard is not None
         self._shard.finish()
         self._shard = None
-
-
-class ShardReader:
-    """Reads members of local shards by offset; safe to share between threads. Keeps few files open."""
-
-    def __init__(self, max_open_files: int = 64) -> None:
-        self._open = lru_cache(maxsize=max_open_files)(_File)
-
-    def read(self, location: Location, member: Member) -> bytes:
-        """The bytes of one member.
-
-        Raises UserError, naming the shard, where it is missing or its size is not the index's.
-        """
-        return self._open(location.shard, location.shard_bytes).read(member)
-
-
-class _File:
-    """An open shard. It closes when the last thread lets go of it, not when the cache does."""
-
-    def __init__(self, path: str, expected_bytes: int) -> None:
-        self.descriptor = -1
-        self.path = path
-        try:
-            self.descriptor = os.open(path, os.O_RDONLY)
-        except OSError as error:
-            raise UserError(f"shard {path} cannot be read: {error.strerror}") from error
-        size = os.fstat(self.descriptor).st_size
-        if size != expected_bytes:
-            raise UserError(
-                f"shard {path} has {size} bytes, its index says {expected_bytes}: it was changed since"
-            )
-
-    def read(self, member: Member) -> bytes:
-        try:
-            data = os.pread(self.descriptor, member.size, member.offset)
-        except OSError as error:
-            raise UserError(
-                f"shard {self.path} cannot be read at byte {member.offset}: {error.strerror}"
-            ) from error
-        if len(data) != member.size:
-            raise UserError(
-                f"shard {self.path} ends before byte {member.offset + member.size}: it was changed"
-            )
-        return data
-
-    def __del__(self) -> None:
-        if self.descriptor >= 0:
-            os.close(self.descriptor)

@@ -11,7 +11,8 @@ from megatron_vl.data.images import decode_image
 from megatron_vl.data.index import SourceIndex
 from megatron_vl.data.loader import ContentRule, Role, UnitContent
 from megatron_vl.data.sample import SampleError, parse_sample
-from megatron_vl.data.shards import ShardReader
+from megatron_vl.data.shard_reader import ShardReader, Traffic
+from megatron_vl.data.storage.folder import DEFAULT_ACCESS, AccessRule
 from megatron_vl.data.text import EncodedSample
 from megatron_vl.data.types import Unit
 
@@ -22,11 +23,16 @@ class IndexedUnits:
     """A loader's reader over indexed sources, by name. Images that fail are zeros, texts that fail are blank."""
 
     def __init__(
-        self, sources: Mapping[str, SourceIndex], content: ContentRule, sequence_length: int, role: Role
+        self,
+        sources: Mapping[str, SourceIndex],
+        content: ContentRule,
+        sequence_length: int,
+        role: Role,
+        access: AccessRule = DEFAULT_ACCESS,
     ) -> None:
         self._sources, self._content = sources, content
         self._sequence_length, self._role = sequence_length, role
-        self._shards = ShardReader()
+        self._shards = ShardReader(access, whole_samples=role.reads_images)
         self._encode_document = lru_cache(maxsize=MAX_CACHED_DOCUMENTS)(self._encode)
 
     def read(self, unit: Unit) -> UnitContent:
@@ -40,6 +46,11 @@ class IndexedUnits:
         if self._role.reads_images:
             images = [self._read_image(unit, number, errors) for number in range(unit.num_images)]
         return UnitContent(tokens=tokens, images=images, error=errors[0] if errors else None)
+
+    @property
+    def traffic(self) -> Traffic:
+        """What was read so far."""
+        return self._shards.traffic
 
     def _read_tokens(self, unit: Unit) -> UnitTokens:
         """Raises SampleError where the sample's text is not what its index was made of."""

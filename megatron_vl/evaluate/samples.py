@@ -11,7 +11,7 @@ from megatron_vl.data.images import ImageRule, decode_image
 from megatron_vl.data.index import SourceIndex
 from megatron_vl.data.loader import ContentRule
 from megatron_vl.data.sample import IMAGE_MARK, Sample, parse_sample
-from megatron_vl.data.shards import ShardReader
+from megatron_vl.data.shard_reader import ShardReader
 from megatron_vl.evaluate.evaluator import Evaluator
 from megatron_vl.evaluate.items import ImageFile, Item
 

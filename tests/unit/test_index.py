@@ -16,7 +16,7 @@ from megatron_vl.data.images import ImageTokens
 from megatron_vl.data.index import SourceIndex
 from megatron_vl.data.indexing import IndexSummary, build_index
 from megatron_vl.data.sample import SampleError, parse_sample
-from megatron_vl.data.shards import ShardReader
+from megatron_vl.data.shard_reader import ShardReader
 from megatron_vl.data.text import TextRule
 from tests.support.tiny_data import Samples, mixed_samples, picture, text_rule, write_source, write_tokenizer
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from megatron_vl.config.errors import UserError
 from megatron_vl.data.index import Location, Member
 from megatron_vl.data.sample import SampleError
-from megatron_vl.data.shards import ShardReader, ShardWriter
+from megatron_vl.data.shard_reader import ShardReader
+from megatron_vl.data.shards import ShardWriter
 from megatron_vl.data.tar import walk_tar
 from tests.support.tiny_data import picture, write_source
 

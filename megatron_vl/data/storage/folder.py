@@ -26,6 +26,11 @@ class Folder(Protocol):
 
     url: str  # path, or url without credentials; a file's own is f"{url}/{name}"
 
+    @property
+    def bytes_fetched(self) -> int:
+        """Bytes that requests brought so far; 0 for a path."""
+        ...
+
     def sizes(self) -> dict[str, int]:
         """Names of all files with their sizes in bytes: one listing, but over http a request for each file."""
         ...

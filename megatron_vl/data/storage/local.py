@@ -9,6 +9,8 @@ from megatron_vl.data.storage.folder import MissingError, StorageError
 class LocalFolder:
     """A `Folder` read in place."""
 
+    bytes_fetched = 0
+
     def __init__(self, path: str | Path) -> None:
         self.path, self.url = Path(path), str(path)
 

@@ -1,0 +1,90 @@
+"""A folder of an object store: s3:// by s3fs, gs:// by gcsfs.
+
+Where the store is and who asks are told by the providers that those libraries know, and by nothing of ours.
+"""
+
+from collections.abc import Iterator
+from http import HTTPStatus
+from importlib import import_module
+from typing import Any
+
+import fsspec
+from aiohttp import ClientError
+
+from megatron_vl.data.storage.store import Failure, Stat, is_passing
+
+
+class ObjectStore:
+    """A `Store`: the objects under one prefix of a bucket."""
+
+    errors: tuple[type[Exception], ...]
+    passing: tuple[type[Exception], ...]  # those that another attempt may spare us, whatever their status
+
+    def __init__(self, url: str, options: dict[str, Any]) -> None:
+        """`options` are those of fsspec's file system for the url."""
+        scheme, _, self._prefix = url.partition("://")
+        self._files = fsspec.filesystem(scheme, skip_instance_cache=True, use_listings_cache=False, **options)
+
+    async def list(self) -> dict[str, int | None]:
+        entries = await self._files._ls(self._prefix, detail=True)  # fsspec's coroutines begin with _
+        files = {entry["name"]: entry["size"] for entry in entries if entry["type"] == "file"}
+        start = f"{self._prefix}/"
+        return {name.removeprefix(start): size for name, size in files.items() if name.startswith(start)}
+
+    async def stat(self, name: str) -> Stat:
+        info = await self._files._info(f"{self._prefix}/{name}")
+        if info["type"] != "file":
+            raise FileNotFoundError
+        return Stat(size=info["size"], version=str(info.get("ETag") or info.get("etag") or ""))
+
+    async def fetch(self, name: str, offset: int, size: int) -> bytes:
+        data = await self._files._cat_file(f"{self._prefix}/{name}", start=offset, end=offset + size)
+        return bytes(data)
+
+    def explain(self, error: Exception) -> Failure:
+        told = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        text = " ".join(told.split())
+        status = next(_statuses(error), None)
+        if status is None:
+            is_refusal = isinstance(error, PermissionError)
+            return Failure(text, passing=isinstance(error, self.passing) and not is_refusal)
+        passing = is_passing(status) or isinstance(error, TimeoutError)  # S3 may answer 400 RequestTimeout
+        return Failure(text if str(status) in text else f"{status} {text}", passing=passing)
+
+
+class S3Store(ObjectStore):
+    """Needs s3fs, which is optional, as is what it needs."""
+
+    def __init__(self, url: str, timeout_seconds: float) -> None:
+        known = import_module("botocore.exceptions")
+        connection = (known.HTTPClientError, known.ConnectionError, known.IncompleteReadError, ClientError)
+        broken = import_module(
+            "botocore.parsers"
+        ).ResponseParserError  # as some answers to too many requests are
+        self.passing = (OSError, *connection, broken)
+        self.errors = (*self.passing, known.BotoCoreError, known.ClientError)
+        timeouts = {"connect_timeout": timeout_seconds, "read_timeout": timeout_seconds}
+        once = {"total_max_attempts": 1}  # for attempts are counted by who asks us
+        super().__init__(url, {"config_kwargs": {"retries": once, **timeouts}})
+        self._files.retries = 1
+
+
+class GcsStore(ObjectStore):
+    """Needs gcsfs, which is optional. An attempt of ours may be several of its own, within the same time."""
+
+    def __init__(self, url: str) -> None:
+        retry, google = import_module("gcsfs.retry"), import_module("google.auth.exceptions")
+        self.errors = (OSError, ClientError, retry.HttpError, google.GoogleAuthError, ValueError)
+        self.passing = (OSError, ClientError, google.TransportError)
+        super().__init__(url, {"access": "read_only"})
+
+
+def _statuses(error: BaseException | None) -> Iterator[int]:
+    """Statuses of HTTP that an error and those it came from tell."""
+    while error is not None:
+        response = getattr(error, "response", None)
+        if isinstance(response, dict):  # of botocore
+            yield int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", HTTPStatus.BAD_GATEWAY))
+        elif isinstance(code := getattr(error, "code", getattr(error, "status", None)), int):
+            yield code  # of gcsfs, of aiohttp
+        error = error.__cause__ or error.__context__
