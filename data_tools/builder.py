@@ -1,8 +1,8 @@
 """Runs a recipe: renders its parts in parallel, trains a tokenizer, indexes, and puts all in place at once.
 
-root.unfinished/<folder>  a part's folders appear here when all their shards are written; an interrupted build
-                          goes on with the parts that are missing
-root                      the complete build, renamed from root.unfinished; build.json says what made it
+root.unfinished/writing    the part being written; an interrupted build goes on in it
+root.unfinished/<folder>   a part's folders appear here when all their shards are written
+root                       the complete build, renamed from root.unfinished; build.json says what made it
 """
 
 import fcntl
@@ -18,8 +18,17 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from data_tools.command import source_folders, text_rule
-from data_tools.part_writer import Report, write_part
+from data_tools.part_writer import Crew, Report, write_part
 from data_tools.recipe import Part, Recipe
+from data_tools.reuse import (
+    STAMP_NAME,
+    is_indexed,
+    is_reused,
+    part_stamp,
+    put_folders,
+    read_stamp,
+    write_stamp,
+)
 from data_tools.workers import worker_pool
 from megatron_vl.config.data import DataConfig
 from megatron_vl.config.errors import UserError
@@ -27,8 +36,8 @@ from megatron_vl.data.index import SourceIndex
 from megatron_vl.data.indexing import build_index
 from megatron_vl.data.sample import IMAGE_MARK
 
-STAMP_NAME = "build.json"
 TOKENIZER_NAME = "tokenizer.json"
+WRITING_NAME = "writing"
 HELDOUT = "heldout/"  # folders of this prefix are not trained on
 
 
@@ -48,13 +57,15 @@ def build(recipe: Recipe, config: DataConfig, *, num_processes: int, report: Rep
         stamp = _stamp(recipe, config)
         if _is_complete(root, stamp, config, report):
             return False
-        aside = root.with_name(f"{root.name}.unfinished")
+        aside = _aside(root)
         _begin(aside, stamp, report)
         with _progress() as progress:
             parts = _decide(recipe, config, progress)
             with worker_pool(num_processes) as pool:
+                crew = Crew(pool=pool, num_processes=num_processes, progress=progress, report=report)
                 for part in parts:
-                    write_part(part, aside, pool, num_processes, progress, report)
+                    _write(part, part_stamp(recipe, part), config, crew)
+            _remove_others(aside, parts)
             if _trains_tokenizer(config):
                 config = _train_tokenizer(recipe, aside, config, progress)
             _index(aside, config, progress)
@@ -83,31 +94,23 @@ def _special_tokens(config: DataConfig) -> list[str]:
     return [config.bos_token, config.eos_token, config.image_token]
 
 
-def _read_stamp(folder: Path) -> Any:
-    """None where there is none, or no readable one."""
-    try:
-        return json.loads((folder / STAMP_NAME).read_bytes())
-    except (FileNotFoundError, ValueError):
-        return None
-
-
 def _is_complete(root: Path, stamp: dict[str, Any], config: DataConfig, report: Report) -> bool:
     if not root.exists() or not any(root.iterdir()):
         return False
-    found = _read_stamp(root)
+    found = read_stamp(root)
     if found is None:
         raise UserError(
             f"data.root is {root}, which no build made (no {STAMP_NAME}): move it, or build elsewhere"
         )
     if found != stamp:
-        report(f"{root} is of another version of the recipe or tokenizer; building anew")
+        report(f"{root} is of another version of the recipe or tokenizer; building anew what differs")
         return False
     try:
         rule = text_rule(config)
         for name, folder in _expected_folders(config).items():
             SourceIndex.open(folder, rule, name=name)
     except UserError as error:
-        report(f"{root} is damaged; building anew ({error})")
+        report(f"{root} is damaged; building anew what is missing ({error})")
         return False
     report(f"{root} is complete; it is used as it is")
     return True
@@ -118,14 +121,37 @@ def _expected_folders(config: DataConfig) -> dict[str, Path]:
     return {name: path for name, path in source_folders(config).items() if path.is_relative_to(config.root)}
 
 
+def _aside(root: Path) -> Path:
+    return root.with_name(f"{root.name}.unfinished")
+
+
 def _begin(aside: Path, stamp: dict[str, Any], report: Report) -> None:
-    """Make the folder, or keep what an interrupted build of the same stamp left there."""
-    if _read_stamp(aside) == stamp:
+    """Make the folder. What an interrupted build left there is kept: each of its folders has a stamp of its own."""
+    if aside.exists():
         report(f"going on with the interrupted build in {aside}")
+    aside.mkdir(parents=True, exist_ok=True)
+    write_stamp(aside, stamp)
+
+
+def _write(part: Part, stamp: dict[str, Any], config: DataConfig, crew: Crew) -> None:
+    """The part's folders, whole, below the folder that becomes the data's root."""
+    root = Path(config.root)
+    aside = _aside(root)
+    if is_reused(part, stamp, aside, root, config):
+        num_drafts = len(part.drafts)
+        crew.progress.add_task(f"{', '.join(part.folders)} (reused)", total=num_drafts, completed=num_drafts)
         return
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    (aside / STAMP_NAME).write_text(json.dumps(stamp, indent=1, ensure_ascii=False))
+    staging = aside / WRITING_NAME / part.folders[0].replace("/", "-")
+    write_part(part, staging, stamp, crew)
+    put_folders(part, stamp, staging, aside)
+
+
+def _remove_others(aside: Path, parts: list[Part]) -> None:
+    """What builds of other parts left."""
+    shutil.rmtree(aside / WRITING_NAME, ignore_errors=True)
+    built = {folder for part in parts for folder in part.folders}
+    for folder in set(_folders(aside)) - built:
+        shutil.rmtree(aside / folder)
 
 
 def _decide(recipe: Recipe, config: DataConfig, progress: Progress) -> list[Part]:
@@ -173,11 +199,13 @@ def _texts(folder: Path) -> Iterator[str]:
 
 
 def _index(aside: Path, config: DataConfig, progress: Progress) -> None:
+    """Index the folders that have no index by this tokenizer."""
     rule = text_rule(config)
     folders = _folders(aside)
     task = progress.add_task("indexing", total=len(folders))
     for folder in folders:
-        build_index(aside / folder, rule, max_sample_bytes=config.max_sample_bytes)
+        if not is_indexed(aside / folder, rule):
+            build_index(aside / folder, rule, max_sample_bytes=config.max_sample_bytes)
         progress.advance(task)
 
 

@@ -1,110 +1,169 @@
-"""Writes one part of a build: renders its drafts in other processes, a window at a time, counts what is rejected."""
+"""Writes one part of a build: renders its drafts in other processes, a window at a time, in order.
+
+staging/<folder>        shards, and the one being written
+staging/kept            the traits of the samples that the sieve kept
+staging/progress.json   how far all of these are: written whenever a shard is finished, and where an
+                        interrupted build goes on
+"""
 
 import json
 import shutil
-from collections import Counter
-from collections.abc import Callable, Iterator
+import struct
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
-from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Self
 
 from rich.progress import Progress
 
-from data_tools.recipe import Part, Record, Rejection, Rendered
+from data_tools.folder_writer import FolderWriter, Position
+from data_tools.recipe import Part, Record, Rendered
+from data_tools.tally import REJECTED_NAME, Journal, Tally
 from megatron_vl.config.errors import UserError
-from megatron_vl.data.shards import ShardWriter
 
-REJECTED_NAME = "rejected.jsonl"
+PROGRESS_NAME, KEPT_NAME = "progress.json", "kept"
 DRAFTS_PER_TASK = 8
 TASKS_PER_PROCESS = 4  # rendered and not yet written at most: this bounds memory
 
 Report = Callable[[str], None]
+Stamp = Mapping[str, Any]
 
 
-def write_part(
-    part: Part, aside: Path, pool: Executor, num_processes: int, progress: Progress, report: Report
-) -> None:
-    """Fill the part's folders below `aside`, which appear there when all their shards are written.
+@dataclass(frozen=True, kw_only=True)
+class Crew:
+    """Who renders, and whom it is told."""
 
-    What was rejected is told by cause and listed in the first folder's rejected.jsonl. Raises UserError where
-    it is more than the part allows, or leaves a folder without samples.
+    pool: Executor
+    num_processes: int
+    progress: Progress
+    report: Report
+
+    def rendered(self, part: Part, first: int) -> Iterator[Rendered]:
+        """Drafts from number `first`, in order. A pool's map alone would render all ahead of the writing."""
+        window = DRAFTS_PER_TASK * TASKS_PER_PROCESS * self.num_processes
+        for start in range(first, len(part.drafts), window):
+            drafts = [part.drafts[n] for n in range(start, min(start + window, len(part.drafts)))]
+            yield from self.pool.map(part.render, drafts, chunksize=DRAFTS_PER_TASK)
+
+
+def write_part(part: Part, staging: Path, stamp: Stamp, crew: Crew) -> None:
+    """Fill the part's folders below `staging`; go on there where an interrupted build of this `stamp` stopped.
+
+    What was rejected is told by cause and listed in the first folder's rejected.jsonl, what was filtered counted
+    in its filtered.json. Raises UserError where more is rejected than the part allows, or a folder has no samples.
     """
-    targets = [aside / folder for folder in part.folders]
     names = ", ".join(part.folders)
-    if all(target.exists() for target in targets):
-        progress.add_task(f"{names} (reused)", total=len(part.drafts), completed=len(part.drafts))
-        return
-    task = progress.add_task(names, total=len(part.drafts))
-    staging = aside / "writing"
-    for path in (*targets, staging):
-        shutil.rmtree(path, ignore_errors=True)
-    rejections = _Rejections(part, staging / part.folders[0] / REJECTED_NAME)
-    with ExitStack() as stack:
-        writers = [ShardWriter(staging / name, max_samples=part.samples_per_shard) for name in part.folders]
-        for writer in writers:
-            stack.enter_context(writer)
-        for number, rendered in enumerate(_rendered(part, pool, num_processes)):
-            rejections.add(rendered)
-            for writer, records in zip(writers, rendered.records, strict=True):
-                _write(writer, number, records)
-            progress.advance(task)
-    rejections.tell(report)
-    for writer, folder in zip(writers, part.folders, strict=True):
-        if part.drafts and not writer.num_samples:
-            raise UserError(f"{folder}: none of the {len(part.drafts)} records is for this folder")
-    for folder, target in zip(part.folders, targets, strict=True):
-        target.parent.mkdir(exist_ok=True)
-        (staging / folder).rename(target)
-    shutil.rmtree(staging)
+    with _Writing.open(part, staging, stamp) as writing:
+        task = crew.progress.add_task(names, total=len(part.drafts), completed=writing.next_draft)
+        for rendered in crew.rendered(part, writing.next_draft):
+            writing.add(rendered)
+            crew.progress.advance(task)
+        writing.finish()
+        if rejections := writing.tally.rejections(len(part.drafts)):
+            crew.report(f"{names}: {rejections}; all are listed in {REJECTED_NAME}")
+        if filters := writing.tally.filters():
+            crew.report(f"{names}: {filters}")
 
 
-def _rendered(part: Part, pool: Executor, num_processes: int) -> Iterator[Rendered]:
-    """In the order of the drafts. A pool's map alone would render all of them ahead of the writing."""
-    window = DRAFTS_PER_TASK * TASKS_PER_PROCESS * num_processes
-    for start in range(0, len(part.drafts), window):
-        drafts = [part.drafts[n] for n in range(start, min(start + window, len(part.drafts)))]
-        yield from pool.map(part.render, drafts, chunksize=DRAFTS_PER_TASK)
+class _Writing:
+    """All that a part has on disk so far, and what is remembered of it."""
 
+    def __init__(self, part: Part, staging: Path, stamp: Stamp, state: Mapping[str, Any]) -> None:
+        self.part, self.next_draft = part, state.get("next_draft", 0)
+        self._staging, self._stamp = staging, stamp
+        positions = state.get("positions", {})
+        self._writers = [
+            FolderWriter(staging / name, part.samples_per_shard, Position(**positions.get(name, {})))
+            for name in part.folders
+        ]
+        self.tally = Tally(staging / part.folders[0], state.get("tally", {}))
+        self._kept = Journal(staging / KEPT_NAME, state.get("kept_bytes", 0))
+        self._sieve = part.sieve() if part.sieve is not None else None
+        if self._sieve is not None:
+            for traits in _read_kept(staging / KEPT_NAME):
+                self._sieve.judge(traits)
 
-def _write(writer: ShardWriter, number: int, records: tuple[Record, ...]) -> None:
-    """The keys of a draft's samples: FOLDER-000012, FOLDER-000012-1, FOLDER-000012-2, …"""
-    for record in records:
-        suffix = f"-{record.index}" if record.index else ""
-        writer.write(f"{writer.folder.name}-{number:06d}{suffix}", record.fields, record.images)
+    @classmethod
+    def open(cls, part: Part, staging: Path, stamp: Stamp) -> Self:
+        """Begin, or go on with what `staging` holds of the same stamp and folders."""
+        stamp = {"stamp": dict(stamp), "folders": list(part.folders)}
+        state = _read_progress(staging)
+        if state is None or {name: state[name] for name in stamp} != stamp:
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir(parents=True)
+            state = {}
+        return cls(part, staging, stamp, state)
 
+    def __enter__(self) -> Self:
+        return self
 
-class _Rejections:
-    """Counts by cause with an example of each, and a file that lists all, made with the first."""
-
-    def __init__(self, part: Part, path: Path) -> None:
-        self._part, self._path = part, path
-        self._counts: Counter[str] = Counter()
-        self._num_drafts = 0.0  # rejected; a part of those of which some samples are
-        self._examples: dict[str, Rejection] = {}
+    def __exit__(self, *error: object) -> None:
+        """What was written since the last finished shard is left, and cut off when the build goes on."""
+        for writer in self._writers:
+            writer.close()
+        self.tally.close()
+        self._kept.close()
 
     def add(self, rendered: Rendered) -> None:
-        """Raises UserError, naming every cause so far, where this is one too many."""
-        if not rendered.rejections:
-            return
-        self._num_drafts += rendered.rejected_fraction
-        for rejection in rendered.rejections:
-            self._counts[rejection.cause] += 1
-            self._examples.setdefault(rejection.cause, rejection)
-            with self._path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(json.dumps(asdict(rejection), ensure_ascii=False) + "\n")
-        fraction = self._part.max_rejected_fraction
-        if self._num_drafts > fraction * len(self._part.drafts):
-            raise UserError(f"{self._summary()}; more than max_rejected_fraction={fraction} allows")
+        """Write a draft's samples. Raises UserError, naming every cause so far, where too many are rejected."""
+        self.tally.add(rendered)
+        fraction = self.part.max_rejected_fraction
+        if self.tally.num_rejected_drafts > fraction * len(self.part.drafts):
+            found = f"{', '.join(self.part.folders)}: {self.tally.rejections(len(self.part.drafts))}"
+            raise UserError(f"{found}; more than max_rejected_fraction={fraction} allows")
+        finished_shard = False
+        for writer, records in zip(self._writers, rendered.records, strict=True):
+            for record in filter(self._is_wanted, records):
+                finished_shard |= writer.write(self.next_draft, record)
+        self.next_draft += 1
+        if finished_shard:
+            self._save()
 
-    def tell(self, report: Report) -> None:
-        if self._counts:
-            report(f"{self._summary()}; all are listed in {REJECTED_NAME}")
+    def finish(self) -> None:
+        """Complete the shards. Raises UserError where a folder has no samples."""
+        for writer in self._writers:
+            if self.part.drafts and not writer.num_samples:
+                found = (
+                    f"{writer.folder.relative_to(self._staging)}: none of the {len(self.part.drafts)} records"
+                )
+                raise UserError(f"{found} is for this folder")
+            writer.finish()
+        self.tally.finish()
+        (self._staging / PROGRESS_NAME).unlink(missing_ok=True)  # from here, folders are moved out
 
-    def _summary(self) -> str:
-        causes = "; ".join(
-            f"{count} x {cause}, such as {self._examples[cause]}"
-            for cause, count in self._counts.most_common()
-        )
-        found = f"{self._num_drafts:.6g} of {len(self._part.drafts)} records cannot be used"
-        return f"{', '.join(self._part.folders)}: {found}: {causes}"
+    def _is_wanted(self, record: Record) -> bool:
+        if self._sieve is None:
+            return True
+        if cause := self._sieve.judge(record.traits):
+            self.tally.filter(cause)
+            return False
+        self._kept.append(struct.pack("<I", len(record.traits)) + record.traits)
+        return True
+
+    def _save(self) -> None:
+        state = {
+            **self._stamp,
+            "next_draft": self.next_draft,
+            "positions": {
+                name: asdict(writer.position())
+                for name, writer in zip(self.part.folders, self._writers, strict=True)
+            },
+            "tally": self.tally.state(),
+            "kept_bytes": self._kept.position(),
+        }
+        aside = self._staging / f"{PROGRESS_NAME}.partial"
+        aside.write_text(json.dumps(state))
+        aside.replace(self._staging / PROGRESS_NAME)
+
+
+def _read_progress(staging: Path) -> Any:
+    """None where nothing was finished."""
+    path = staging / PROGRESS_NAME
+    return json.loads(path.read_bytes()) if path.exists() else None
+
+
+def _read_kept(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while size := file.read(4):
+            yield file.read(struct.unpack("<I", size)[0])

@@ -3,19 +3,21 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """One sample as `ShardWriter.write` takes it: the fields of KEY.json, and image files by "0.png", …
 
-    `index` numbers the samples that one draft gives to a folder, from 0; it is part of the key.
+    `index` numbers the samples that one draft gives to a folder, from 0; it is part of the key. `traits` is
+    what the part's sieve judges it by.
     """
 
     fields: dict[str, Any]
     images: dict[str, bytes] = field(default_factory=dict)
     index: int = 0
+    traits: bytes = b""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,21 +34,32 @@ class Rejection:
 
 @dataclass(frozen=True, kw_only=True)
 class Rendered:
-    """What came of a draft: the records of each folder, in the part's order, and what cannot be used."""
+    """What came of a draft: the records of each folder, in the part's order, and what cannot be used.
+
+    `filtered` has the cause for each sample that could be used and is not wanted.
+    """
 
     records: tuple[tuple[Record, ...], ...]
     rejections: tuple[Rejection, ...] = ()
+    filtered: tuple[str, ...] = ()
 
     @property
     def rejected_fraction(self) -> float:
         """The share of the draft's samples that cannot be used."""
-        num_records = sum(map(len, self.records))
-        return len(self.rejections) / max(num_records + len(self.rejections), 1)
+        num_others = sum(map(len, self.records)) + len(self.filtered)
+        return len(self.rejections) / max(num_others + len(self.rejections), 1)
 
 
 def one_each(*records: Record) -> Rendered:
     """One record for every folder."""
     return Rendered(records=tuple((record,) for record in records))
+
+
+class Sieve(Protocol):
+    """Leaves out what is too like a sample before it. Its judgement depends on the kept samples alone."""
+
+    def judge(self, traits: bytes) -> str:
+        """Why a sample of these traits is not wanted; empty where it is, which is remembered."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +69,8 @@ class Part:
     `folders` are relative to the data's root: `<source>` or `heldout/<source>`. `render`, a function of a
     module (it runs in other processes), gives a draft's records, always the same. A share of the drafts beyond
     `max_rejected_fraction` that is rejected stops the build; of a draft with several samples, each counts in part.
+    `sieve` makes the part's sieve, which sees the samples in their order. `version` differs where anything comes
+    out otherwise; where it is empty, the recipe's counts.
     """
 
     folders: tuple[str, ...]
@@ -63,6 +78,8 @@ class Part:
     render: Callable[[Any], Rendered]
     max_rejected_fraction: float = 0.0
     samples_per_shard: int = 250  # several shards per lane of a small run
+    sieve: Callable[[], Sieve] | None = None
+    version: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,13 +24,12 @@ VOCAB_SIZE = 8192  # of a tokenizer that is trained
 
 def raw_recipe(config: DataConfig) -> Recipe:
     """Build every source of `config` that has `raw`. Raises UserError where a field or file is unusable."""
-    materials = {
-        name: _material(name, source, config) for name, source in config.sources.items() if source.raw
-    }
+    materials = [_material(name, source, config) for name, source in config.sources.items() if source.raw]
+    versions = {material.source: _version(material) for material in materials}
     return Recipe(
         name=config.name,
-        version=_version(list(materials.values())),
-        parts=lambda: [_part(config, material) for material in materials.values()],
+        version=hashlib.sha256(json.dumps(versions).encode()).hexdigest()[:16],
+        parts=lambda: [_part(config, material, versions[material.source]) for material in materials],
         train_tokenizer=partial(train_tokenizer, vocab_size=VOCAB_SIZE),
     )
 
@@ -101,7 +100,7 @@ def _material(name: str, source: SourceConfig, config: DataConfig) -> Material:
     )
 
 
-def _part(config: DataConfig, material: Material) -> Part:
+def _part(config: DataConfig, material: Material, version: str) -> Part:
     source, field = config.sources[material.source], f"data.sources.{material.source}.raw.file"
     folders = [source.path, source.heldout] if source.heldout is not None else [source.path]
     return Part(
@@ -110,6 +109,7 @@ def _part(config: DataConfig, material: Material) -> Part:
         render=partial(render_draft, material),
         max_rejected_fraction=material.raw.max_rejected_fraction,
         samples_per_shard=SAMPLES_PER_SHARD,
+        version=version,
     )
 
 
@@ -155,12 +155,13 @@ def _draw(drawn_by: str | bytes) -> float:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big") / 2**64
 
 
-def _version(materials: list[Material]) -> str:
+def _version(material: Material) -> str:
     """Differs where what is built may: this code, the values, the material. Images are not read for it."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())
-    for material in materials:
-        content = FORMATS[material.raw.format].digest(material)
-        digest.update(json.dumps([asdict(material), content], default=str).encode())
+    values = asdict(material)
+    del values["raw"]["max_rejected_fraction"]  # decides whether it is built, not what
+    content = FORMATS[material.raw.format].digest(material)
+    digest.update(json.dumps([values, content], default=str).encode())
     return digest.hexdigest()[:16]

@@ -14,11 +14,11 @@ from data_tools import builder, part_writer
 from data_tools.builder import build
 from data_tools.raw import recipe
 from data_tools.raw.recipe import raw_recipe
+from data_tools.recipe import Record
 from data_tools.verify import folder_problems
 from data_tools.workers import worker_pool
 from megatron_vl.config.data import DataConfig
 from megatron_vl.config.errors import UserError
-from megatron_vl.data.shards import ShardWriter
 from tests.support.conversations import ANSWER, config_for, write_raw
 from tests.support.tiny_data import picture
 
@@ -124,16 +124,16 @@ def test_interrupted_and_with_other_processes_it_is_the_same(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(config_for(tmp_path / "a" / "data", raw))
-    write = ShardWriter.write
+    write = part_writer.FolderWriter.write
 
-    def stop(writer: ShardWriter, key: str, *rest: Any) -> None:
-        if key == "chat-000040":
+    def stop(writer: part_writer.FolderWriter, number: int, record: Record) -> bool:
+        if number == 40:
             raise KeyboardInterrupt
-        write(writer, key, *rest)
+        return write(writer, number, record)
 
     config = config_for(tmp_path / "b" / "data", raw)
     with monkeypatch.context() as patch:
-        patch.setattr(part_writer.ShardWriter, "write", stop)
+        patch.setattr(part_writer.FolderWriter, "write", stop)
         with pytest.raises(KeyboardInterrupt):
             run(config)
     assert not (tmp_path / "b" / "data").exists()
