@@ -4,6 +4,7 @@ import os
 
 from data_tools.builder import build
 from data_tools.quickstart.recipe import quickstart
+from data_tools.raw.debian import fetch_packages
 from data_tools.raw.recipe import raw_recipe
 from data_tools.recipe import Recipe
 from data_tools.statistics import print_statistics
@@ -21,6 +22,7 @@ def build_and_print(config: DataConfig) -> None:
 
 def _recipe(config: DataConfig) -> Recipe:
     if any(source.raw is not None for source in config.sources.values()):
+        fetch_packages(config, print)
         return raw_recipe(config)
     if config.name not in RECIPES:
         raise UserError(

@@ -33,9 +33,11 @@ def read_file(path: Path, max_bytes: int) -> bytes:
         raise RecordError("cannot be read", str(error.strerror)) from error
 
 
-def files_digest(folder: Path, suffixes: Sequence[str]) -> str:
-    """Differs where the names of those files do, or what is in them."""
+def files_digest(folder: Path, suffixes: Sequence[str], images: Sequence[str] = ()) -> str:
+    """Differs where the names of those files do, or what is in them; `images`, by suffix, are not read for it."""
     digest = hashlib.sha256()
+    for path in _files(folder, images):
+        digest.update(path.relative_to(folder).as_posix().encode(errors="surrogateescape") + b"\0")
     for path in _files(folder, suffixes):
         digest.update(
             f"{path.relative_to(folder).as_posix()} {file_sha256(path)}\n".encode(errors="surrogateescape")

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
+from data_tools.raw import named_images, text_files
 from data_tools.raw.containers import records_format
 from data_tools.raw.conversations import read_conversation
 from data_tools.raw.documents import read_caption, read_interleaved, read_text
 from data_tools.raw.format import Format, Material, RawSample, RecordError
+from data_tools.raw.web_code import notebooks, screenshots, scripts
 from megatron_vl.config.errors import UserError
 
 
@@ -35,5 +37,12 @@ FORMATS: dict[str, Format] = {
     "captions": records_format(read_caption, of_folder=True),
     "interleaved": records_format(read_interleaved),
     "text": records_format(read_text),
+    "text_files": text_files.FORMAT,
+    "man_pages": _of_extra("data_tools.raw.man_pages"),
+    "stamps": named_images.STAMPS,
+    "named_images": named_images.NAMED_IMAGES,
     "document_pages": _of_extra("data_tools.raw.render.document"),
+    "scripts": scripts.FORMAT,
+    "notebooks": notebooks.FORMAT,
+    "screenshots": screenshots.FORMAT,
 }

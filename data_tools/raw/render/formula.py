@@ -34,7 +34,7 @@ class Picture:
 
 
 @cache
-def _parser() -> MathTextParser[RasterParse]:
+def _parser() -> "MathTextParser[RasterParse]":  # generic in its stub alone
     return MathTextParser("agg")
 
 
