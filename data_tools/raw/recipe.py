@@ -3,13 +3,15 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from heapq import nsmallest
 from pathlib import Path
 from typing import Any
 
 from data_tools.quickstart.tokenizer import train_tokenizer
+from data_tools.raw.duplicates import DuplicateSieve, finds_duplicates, traits_of
+from data_tools.raw.filters import check_filters, unwanted_cause
 from data_tools.raw.format import Material, RawSample, RecordError
 from data_tools.raw.formats import FORMATS
 from data_tools.raw.images import read_images
@@ -38,6 +40,8 @@ def render_draft(material: Material, draft: Any) -> Rendered:
     """The samples of one draft, all for the source's folder or all for its held-out one."""
     records: list[Record] = []
     rejections: list[Rejection] = []
+    filtered: list[str] = []
+    filters = material.raw.filters
     try:
         samples = FORMATS[material.raw.format].read(material, draft)
     except RecordError as error:
@@ -46,14 +50,18 @@ def render_draft(material: Material, draft: Any) -> Rendered:
         try:
             if isinstance(raw, RecordError):
                 raise raw
-            records.append(_record(material, raw, index, str(draft)))
+            record = _record(material, raw, index, str(draft))
+            if cause := unwanted_cause(record.fields, record.images, filters):
+                filtered.append(cause)
+            else:
+                records.append(replace(record, traits=traits_of(record.fields, record.images, filters)))
         except RecordError as error:
             rejections.append(_rejection(material, draft, error, error.name or getattr(raw, "name", "")))
-    chosen, other = tuple(records), ()
-    if not material.has_heldout:
-        return Rendered(records=(chosen,), rejections=tuple(rejections))
-    held_out = _draw(_identity(samples[0])) < material.raw.heldout_fraction
-    return Rendered(records=(other, chosen) if held_out else (chosen, other), rejections=tuple(rejections))
+    folders: tuple[tuple[Record, ...], ...] = (tuple(records),)
+    if material.has_heldout:
+        held_out = _draw(_identity(samples[0])) < material.raw.heldout_fraction
+        folders = ((), *folders) if held_out else (*folders, ())
+    return Rendered(records=folders, rejections=tuple(rejections), filtered=tuple(filtered))
 
 
 def _rejection(material: Material, draft: Any, error: RecordError, name: str) -> Rejection:
@@ -82,6 +90,7 @@ def _material(name: str, source: SourceConfig, config: DataConfig) -> Material:
         )
     if raw.limit is not None and raw.limit < 1:
         raise UserError(f"{field}.limit={raw.limit} must be at least 1, or null for all records")
+    check_filters(raw.filters, f"{field}.filters")
     if raw.images and not Path(raw.images).is_dir():
         raise UserError(f"{field}.images is {raw.images}, which is no folder")
     for folder in filter(None, (source.path, source.heldout)):
@@ -103,12 +112,14 @@ def _material(name: str, source: SourceConfig, config: DataConfig) -> Material:
 def _part(config: DataConfig, material: Material, version: str) -> Part:
     source, field = config.sources[material.source], f"data.sources.{material.source}.raw.file"
     folders = [source.path, source.heldout] if source.heldout is not None else [source.path]
+    filters = material.raw.filters
     return Part(
         folders=tuple(Path(folder).relative_to(config.root).as_posix() for folder in folders),
         drafts=_limited(FORMATS[material.raw.format].drafts(material, field), material.raw.limit),
         render=partial(render_draft, material),
         max_rejected_fraction=material.raw.max_rejected_fraction,
         samples_per_shard=SAMPLES_PER_SHARD,
+        sieve=partial(DuplicateSieve, filters) if finds_duplicates(filters) else None,
         version=version,
     )
 

@@ -4,6 +4,23 @@ from dataclasses import dataclass, field
 
 
 @dataclass(kw_only=True)
+class FilterConfig:
+    """Samples that could be used and are not wanted: left out and counted. None, false and [] leave nothing out.
+
+    Of duplicates, within the source and its held-out samples, the first is kept.
+    """
+
+    min_side: int | None = None  # pixels, of every image
+    max_aspect_ratio: float | None = None  # long side / short side, of every image
+    min_characters: int | None = None  # of the text, or of all messages together
+    max_characters: int | None = None
+    languages: list[str] = field(default_factory=list)  # ISO 639; a guess, poor below some 50 characters
+    exact_duplicates: bool = False  # of text and images together
+    near_duplicate_texts: float | None = None  # from this similarity on (of sets of 8 characters in a row)
+    near_duplicate_images: int | None = None  # all images differ in at most so many bits of a perceptual hash
+
+
+@dataclass(kw_only=True)
 class RawConfig:
     """What `data_tools.build` makes a source's shards of; docs/data.md describes each `format`.
 
@@ -19,6 +36,7 @@ class RawConfig:
     heldout_fraction: float = 0.0
     system: str = ""
     max_rejected_fraction: float = 0.01  # of the records; more that cannot be used stop the build
+    filters: FilterConfig = field(default_factory=FilterConfig)
     packages: list[str] = field(default_factory=list)
     limit: int | None = None
     fonts: list[str] = field(default_factory=list)
