@@ -108,7 +108,8 @@ def _is_there(copy: Path, size: int) -> bool:
     """Whether the copy is there; then it counts as used now. One of another size was damaged: it is removed."""
     try:
         if copy.stat().st_size == size:
-            os.utime(copy)
+            now = time.time_ns()  # finer than the clock that the system would take
+            os.utime(copy, ns=(now, now))
             return True
         copy.unlink()
     except FileNotFoundError:

@@ -3,8 +3,7 @@
 Where the store is and who asks are told by the providers that those libraries know, and by nothing of ours.
 """
 
-from collections.abc import Iterator
-from http import HTTPStatus
+from http.client import responses
 from importlib import import_module
 from typing import Any
 
@@ -44,12 +43,12 @@ class ObjectStore:
     def explain(self, error: Exception) -> Failure:
         told = getattr(error, "strerror", None) or str(error) or type(error).__name__
         text = " ".join(told.split())
-        status = next(_statuses(error), None)
+        status = _status(error)
         if status is None:
             is_refusal = isinstance(error, PermissionError)
             return Failure(text, passing=isinstance(error, self.passing) and not is_refusal)
         passing = is_passing(status) or isinstance(error, TimeoutError)  # S3 may answer 400 RequestTimeout
-        return Failure(text if str(status) in text else f"{status} {text}", passing=passing)
+        return Failure(f"{status} {responses.get(status, '')}: {text}", passing=passing)
 
 
 class S3Store(ObjectStore):
@@ -79,12 +78,15 @@ class GcsStore(ObjectStore):
         super().__init__(url, {"access": "read_only"})
 
 
-def _statuses(error: BaseException | None) -> Iterator[int]:
-    """Statuses of HTTP that an error and those it came from tell."""
-    while error is not None:
-        response = getattr(error, "response", None)
-        if isinstance(response, dict):  # of botocore
-            yield int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", HTTPStatus.BAD_GATEWAY))
-        elif isinstance(code := getattr(error, "code", getattr(error, "status", None)), int):
-            yield code  # of gcsfs, of aiohttp
-        error = error.__cause__ or error.__context__
+def _status(error: BaseException) -> int | None:
+    """The status of HTTP that an error, or the one of botocore that it came from, tells."""
+    for name in ("code", "status"):  # of gcsfs, of aiohttp
+        if isinstance(status := getattr(error, name, None), int):
+            return status
+    origin: BaseException | None = error
+    while origin is not None:
+        if isinstance(response := getattr(origin, "response", None), dict):
+            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            return status if isinstance(status, int) else None
+        origin = origin.__cause__ or origin.__context__
+    return None

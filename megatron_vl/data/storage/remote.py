@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fsspec.asyn import get_loop, sync
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
 
 from megatron_vl.data.storage.cache import NodeCache
 from megatron_vl.data.storage.folder import AccessRule, MissingError, StorageError
@@ -103,9 +103,8 @@ class RemoteFolder:
         access, start = self._access, time.monotonic()
         retrying = Retrying(
             stop=stop_after_attempt(access.attempts),
-            wait=wait_exponential_jitter(
-                initial=access.backoff_seconds, max=MAX_WAIT_SECONDS, jitter=access.backoff_seconds
-            ),
+            wait=wait_exponential(multiplier=access.backoff_seconds, max=MAX_WAIT_SECONDS)
+            + wait_random(0, access.backoff_seconds),
             retry=retry_if_exception(lambda error: isinstance(error, Failure) and error.passing),
             reraise=True,
         )
