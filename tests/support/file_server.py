@@ -22,6 +22,7 @@ class FileServer:
     files: dict[str, bytes] = field(default_factory=dict)
     faults: deque[str] = field(default_factory=deque)
     requests: list[tuple[str, str]] = field(default_factory=list)  # method and path
+    seconds: float = 0.0  # that a file takes
     authorization: str = ""  # refused without it, if it is set
     closing: threading.Event = field(default_factory=threading.Event)
     port: int = 0
@@ -90,8 +91,7 @@ class _Handler(BaseHTTPRequestHandler):
         start, stop = self._range(len(data), fault)
         ranged = fault != "whole" and "Range" in self.headers
         body = data[start:stop] if ranged else data
-        if fault == "hang":
-            state.closing.wait(30)
+        state.closing.wait(30 if fault == "hang" else state.seconds * with_body)
         if fault in ("hang", "reset"):
             self.close_connection = True
             return

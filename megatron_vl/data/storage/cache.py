@@ -96,7 +96,7 @@ class NodeCache:
         for _, freed, path in sorted(copies):
             if taken + size <= self.max_bytes:
                 break
-            path.unlink()
+            path.unlink(missing_ok=True)  # gone where it was found to be damaged
             taken -= freed
         return taken + size <= self.max_bytes
 
