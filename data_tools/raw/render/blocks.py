@@ -46,7 +46,12 @@ BLOCKS = {
     ),
     *("details", "summary", "aside", "html", "fieldset", *HEADINGS),
 }
-MAX_DEPTH = 200  # of nested elements; deeper ones are not read
+WIDE = "[\u3000-\u303f\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uff60]"
+LINE_BREAK = re.compile(rf"(?<={WIDE})[ \t]*\n\s*(?={WIDE})")
+INVISIBLE = re.compile(
+    "[\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u2064\ufeff]"
+)  # soft hyphens, marks of width
+MAX_DEPTH = 100  # of nested elements
 
 
 @dataclass(kw_only=True)
@@ -65,10 +70,13 @@ class Block:
 def read_html(data: str | bytes) -> list[Block]:
     """The blocks of a page's main content: `main` or `article` where there is one, without navigation and scripts.
 
-    Characters are composed (NFC); white space is single spaces, except in code. Raises ValueError for what is no HTML.
+    Characters are composed (NFC); white space is single spaces, except in code. Bytes that are UTF-8 are read as that,
+    others as they declare. Raises ValueError for what is no HTML.
     """
+    data = data.encode() if isinstance(data, str) else data
     try:
-        tree = lxml.html.document_fromstring(data, parser=lxml.html.HTMLParser(huge_tree=False))
+        parser = lxml.html.HTMLParser(encoding="utf-8" if _is_utf8(data) else None)
+        tree = lxml.html.document_fromstring(data, parser=parser)
     except etree.ParserError as error:
         raise ValueError(str(error)) from error
     reader = _Reader()
@@ -94,21 +102,27 @@ class _Reader:
         self._marker = ""
 
     def read(self, element: lxml.html.HtmlElement, depth: int) -> None:
-        if not isinstance(element.tag, str) or _is_skipped(element) or depth > MAX_DEPTH:
+        if not isinstance(element.tag, str) or _is_skipped(element):
             return
+        if depth > MAX_DEPTH:
+            raise ValueError(f"elements are nested more than {MAX_DEPTH} deep")
         tag, classes = element.tag, (element.get("class") or "").split()
         if "math" in classes and tag == "span":
             self._formula(element.text_content())
         elif tag == "pre":
             self._code(element)
         elif tag == "tr":
-            self._row(element)
+            self._row(element, depth)
         elif tag == "br":
             self._pieces.append(" ")
         elif tag in BLOCKS:
             self._block(element, depth)
         else:
             self._children(element, depth)
+
+    def read_inside(self, element: lxml.html.HtmlElement, depth: int) -> None:
+        self._children(element, depth)
+        self.end()
 
     def end(self) -> None:
         """What was gathered is a block."""
@@ -137,8 +151,7 @@ class _Reader:
             self._lists.append(1 if tag == "ol" else None)
         elif tag == "li":
             self._kind, self._level, self._marker = "item", max(len(self._lists), 1), self._next_marker()
-        self._children(element, depth)
-        self.end()
+        self.read_inside(element, depth)
         if tag in ("ul", "ol"):
             self._lists.pop()
         if tag == "li":
@@ -160,28 +173,38 @@ class _Reader:
 
     def _code(self, element: lxml.html.HtmlElement) -> None:
         self.end()
-        text = unicodedata.normalize("NFC", _without_marks(element.text_content())).expandtabs(4)
+        text = unicodedata.normalize("NFC", _without_marks(element.text_content()))
+        text = INVISIBLE.sub("", text).expandtabs(4)
         lines = [line.rstrip() for line in text.splitlines()]
         text = "\n".join(lines).strip("\n")
         if text:
             self.blocks.append(Block(kind="code", text=text))
 
-    def _row(self, element: lxml.html.HtmlElement) -> None:
-        """A row of a table is one line, its cells between bars."""
+    def _row(self, element: lxml.html.HtmlElement, depth: int) -> None:
+        """A row of a table is one line, its cells between bars. A row of one cell is what stands in that cell."""
         self.end()
-        cells = []
-        for cell in element.iterchildren("td", "th"):
-            reader = _Reader()
-            reader.read_inside(cell)
-            cells.append(" ".join(block.text.replace("\n", " ") for block in reader.blocks))
-            self._formulas += [formula for block in reader.blocks for formula in block.formulas]
-        if text := " | ".join(cells if len(list(filter(None, cells))) > 1 else filter(None, cells)).strip():
-            self.blocks.append(Block(kind="row", text=text, formulas=self._formulas))
-        self._formulas = []
+        cells = [_blocks_inside(cell, depth + 1) for cell in element.iterchildren("td", "th")]
+        filled = [blocks for blocks in cells if blocks]
+        if len(filled) == 1:
+            self.blocks += filled[0]
+        elif filled:
+            texts = [" ".join(block.text.replace("\n", " ") for block in blocks) for blocks in cells]
+            formulas = [formula for blocks in cells for block in blocks for formula in block.formulas]
+            self.blocks.append(Block(kind="row", text=" | ".join(texts).strip(), formulas=formulas))
 
-    def read_inside(self, element: lxml.html.HtmlElement) -> None:
-        self._children(element, 0)
-        self.end()
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+        return True
+    except UnicodeDecodeError:
+        return False
+
+
+def _blocks_inside(element: lxml.html.HtmlElement, depth: int) -> list[Block]:
+    reader = _Reader()
+    reader.read_inside(element, depth)
+    return reader.blocks
 
 
 def _is_skipped(element: lxml.html.HtmlElement) -> bool:
@@ -200,7 +223,9 @@ def _without_marks(text: str | None) -> str:
 
 
 def _clean(text: str) -> str:
-    return re.sub(r"\s+", " ", unicodedata.normalize("NFC", text)).strip()
+    """A line break between two Chinese characters is none of the text's (CSS Text, section 4.1.2)."""
+    text = INVISIBLE.sub("", unicodedata.normalize("NFC", text))
+    return re.sub(r"\s+", " ", LINE_BREAK.sub("", text)).strip()
 
 
 def whole_text(blocks: Iterable[Block]) -> str:

@@ -28,9 +28,7 @@ def _read(material: Material, draft: str) -> Sequence[RawSample | RecordError]:
     except (ValueError, RecursionError, TypeError, AttributeError, KeyError) as error:
         raise RecordError("not a notebook", f"{type(error).__name__}: {error}") from error
     if not segments:
-        raise RecordError(
-            "no image", "no output of its code is one; it may be stored without them"
-        )
+        raise RecordError("no image", "no output of its code is one; it may be stored without them")
     samples: list[RawSample | RecordError] = []
     for number, images, code in segments:
         try:

@@ -1,7 +1,7 @@
 """The format screenshots: HTML files of a folder, and what a Chromium on this machine shows of them.
 
-The page is shown without network and without scripts. The image is the whole page, WIDTHS wide; a page that is
-longer than MAX_HEIGHT cannot be used.
+The page is shown without network. The image is the whole page, one of WIDTHS wide; a page that is longer than
+MAX_HEIGHT cannot be used.
 """
 
 import hashlib
@@ -77,8 +77,12 @@ def _options(folder: str, target: Path, width: int) -> list[str]:
     options = [
         *("--headless=new", "--disable-gpu", "--hide-scrollbars", "--no-first-run", "--disable-extensions"),
         *("--disable-background-networking", "--disable-sync", "--disable-dev-shm-usage", "--mute-audio"),
-        *("--host-resolver-rules=MAP * ~NOTFOUND", "--proxy-server=127.0.0.1:9"),  # no network
-        "--blink-settings=scriptEnabled=false",
+        # No network, nor this machine's own servers: no name is found, and all goes to a proxy that is not there.
+        *(
+            "--host-resolver-rules=MAP * ~NOTFOUND",
+            "--proxy-server=127.0.0.1:9",
+            "--proxy-bypass-list=<-loopback>",
+        ),
         f"--user-data-dir={folder}/profile",
         f"--screenshot={target}",
         f"--window-size={width},{MAX_HEIGHT}",
