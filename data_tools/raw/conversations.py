@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from data_tools.raw.fields import image_of
 from data_tools.raw.format import RawSample, RecordError
 from megatron_vl.data.sample import IMAGE_MARK
 
@@ -32,7 +33,7 @@ def read_conversation(record: Any, system: str) -> RawSample:
     if messages[0]["role"] != "system" and given:
         messages.insert(0, {"role": "system", "content": _text(given, 'its "system"')})
     _check_order([message["role"] for message in messages])
-    images = _image_names(record)
+    images = _images(record)
     return RawSample(fields={"messages": _with_marks(messages, len(images))}, images=images)
 
 
@@ -70,15 +71,12 @@ def _check_order(roles: list[str]) -> None:
         )
 
 
-def _image_names(record: dict[str, Any]) -> list[str]:
+def _images(record: dict[str, Any]) -> list[str | bytes]:
     given = [record[name] for name in ("image", "images") if record.get(name)]
     if len(given) > 1:
         raise RecordError("unclear images", 'it has both "image" and "images"; one is needed')
-    names = given[0] if given else []
-    names = names if isinstance(names, list) else [names]
-    if not all(isinstance(name, str) and name for name in names):
-        raise RecordError("unclear images", f"an image is {names!r}; file names are needed")
-    return names
+    images = given[0] if given else []
+    return [image_of(image) for image in (images if isinstance(images, list) else [images])]
 
 
 def _with_marks(messages: list[dict[str, str]], num_images: int) -> list[dict[str, str]]:

@@ -64,4 +64,4 @@ class Format:
     drafts: Callable[[Material, str], Sequence[Any]]
     read: Callable[[Material, Any], Sequence[RawSample | RecordError]]
     digest: Callable[[Material], str]
-    of_folder: bool = False  # whether `raw.file` may be a folder, which then holds the images too
+    of_folder: bool = False  # whether `raw.file` is a folder that holds the images too

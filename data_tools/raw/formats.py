@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-from data_tools.raw import named_images, text_files
+from data_tools.raw import captions, named_images, text_files
 from data_tools.raw.containers import records_format
 from data_tools.raw.conversations import read_conversation
-from data_tools.raw.documents import read_caption, read_interleaved, read_text
+from data_tools.raw.documents import read_interleaved, read_text
 from data_tools.raw.format import Format, Material, RawSample, RecordError
 from data_tools.raw.web_code import notebooks, screenshots, scripts
 from megatron_vl.config.errors import UserError
@@ -34,7 +34,7 @@ def _of_extra(module: str) -> Format:
 
 FORMATS: dict[str, Format] = {
     "conversations": records_format(read_conversation),
-    "captions": records_format(read_caption, of_folder=True),
+    "captions": captions.FORMAT,
     "interleaved": records_format(read_interleaved),
     "text": records_format(read_text),
     "text_files": text_files.FORMAT,

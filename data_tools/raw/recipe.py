@@ -82,10 +82,9 @@ def _material(name: str, source: SourceConfig, config: DataConfig) -> Material:
             f"{field}.heldout_fraction={raw.heldout_fraction}, but data.sources.{name}.heldout="
             f"{source.heldout}: give a fraction above 0 and a folder, or 0 and null"
         )
-    if Path(raw.file).is_dir() and (not FORMATS[raw.format].of_folder or raw.images):
-        formats = ", ".join(name for name, format in FORMATS.items() if format.of_folder)
+    if Path(raw.file).is_dir() and FORMATS[raw.format].of_folder and raw.images:
         raise UserError(
-            f"{field}.file is the folder {raw.file}: that is for formats {formats}, and images are in it; give no "
+            f"{field}.file is the folder {raw.file}, which holds the images of format {raw.format} too; give no "
             f"{field}.images"
         )
     if raw.limit is not None and raw.limit < 1:
@@ -101,7 +100,7 @@ def _material(name: str, source: SourceConfig, config: DataConfig) -> Material:
     return Material(
         source=name,
         raw=raw,
-        image_folder=Path(raw.file) if Path(raw.file).is_dir() else Path(raw.images),
+        image_folder=Path(raw.file) if Path(raw.file).is_dir() and not raw.images else Path(raw.images),
         modality=source.modality,
         has_heldout=source.heldout is not None,
         max_sample_bytes=config.max_sample_bytes,

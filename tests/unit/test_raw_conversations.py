@@ -75,7 +75,7 @@ def test_the_nearest_system_message_counts() -> None:
         ({"conversations": [ANSWERS, ASKS]}, "roles do not alternate", "['assistant', 'user']"),
         ({"conversations": [ASKS, ASKS, ANSWERS]}, "roles do not alternate", "must alternate"),
         ({"messages": [USER, ASSISTANT], "video": "a.mp4"}, "other media", '"video"'),
-        ({"messages": [USER, ASSISTANT], "images": [{"path": "a"}]}, "unclear images", "file names"),
+        ({"messages": [USER, ASSISTANT], "images": [{"url": "a"}]}, "unclear images", "file names"),
         ({"messages": [USER, ASSISTANT], "image": "a", "images": ["a"]}, "unclear images", "both"),
         ({"messages": [USER, {**ASSISTANT, "content": "<image>"}]}, "images do not match the marks", "1 .*0"),
         (

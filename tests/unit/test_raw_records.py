@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_tools.raw import records
+from data_tools.raw import json_text
 from data_tools.raw.format import RecordError
 from data_tools.raw.records import Span, locate_records, read_record
 from megatron_vl.config.errors import UserError
@@ -44,7 +44,7 @@ def test_a_list_is_read_as_json_reads_it(
     ascii_only: bool,
     frame: tuple[str, str],
 ) -> None:
-    monkeypatch.setattr(records, "CHUNK", chunk)
+    monkeypatch.setattr(json_text, "CHUNK", chunk)
     path = tmp_path / "records.json"
     text = json.dumps(content, indent=indent, ensure_ascii=ascii_only)
     path.write_bytes(f"{frame[0]}{text}{frame[1]}".encode())
@@ -68,7 +68,7 @@ def test_lines_are_records(
     last_end: bool,
     start: str,
 ) -> None:
-    monkeypatch.setattr(records, "CHUNK", chunk)
+    monkeypatch.setattr(json_text, "CHUNK", chunk)
     path = tmp_path / "records.jsonl"
     lines = line_end.join(json.dumps(record, ensure_ascii=False) for record in content)
     path.write_bytes((start + lines + (line_end if last_end else "")).encode())
