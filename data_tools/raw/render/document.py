@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 
@@ -12,13 +13,14 @@ from data_tools.raw.format import Format, Material, RawSample, RecordError
 from data_tools.raw.render import pandoc
 from data_tools.raw.render.blocks import Block, read_html, whole_text
 from data_tools.raw.render.draw import draw_pages, open_pdf, page_image, page_text
-from data_tools.raw.render.fonts import load_fonts
+from data_tools.raw.render.fonts import fonts_digest, load_fonts
 from data_tools.raw.render.layout import lay_out
 from data_tools.raw.render.template import draw_template
 from megatron_vl.data.sample import IMAGE_MARK
 
 PDF, HTML = ".pdf", (".html", ".htm", ".xhtml")
 SUFFIXES = (PDF, *HTML, *pandoc.READERS)
+DRAWN_WITH = ("fonttools", "fpdf2", "lxml", "matplotlib", "pypandoc_binary", "pypdfium2")
 MAX_PAGES = 200  # of a document; those after them are left out
 
 
@@ -28,7 +30,11 @@ def _drafts(material: Material, field: str) -> Sequence[str]:
 
 
 def _digest(material: Material) -> str:
-    return files_digest(material.file, SUFFIXES)
+    """Of the documents, the fonts, and the versions of what draws them."""
+    digests = [f"{name} {version(name)}" for name in DRAWN_WITH]
+    digests.append(files_digest(material.file, SUFFIXES))
+    digests += [fonts_digest(path) for path in material.raw.fonts]
+    return "\n".join(digests)
 
 
 def _read(material: Material, draft: str) -> Sequence[RawSample | RecordError]:

@@ -9,7 +9,9 @@ from typing import Any
 import matplotlib
 from fontTools.ttLib import TTCollection, TTFont, TTLibError  # type: ignore[import-untyped]
 
+from data_tools.raw.files import files_digest
 from megatron_vl.config.errors import UserError
+from megatron_vl.data.index import file_sha256
 
 INSTALLED = (
     "DejaVuSans",
@@ -112,6 +114,12 @@ def load_fonts(paths: tuple[str, ...], field: str) -> Fonts:
             if not is_bold
         ]
     )
+
+
+def fonts_digest(path: str) -> str:
+    """Differs where the font files of an entry of `load_fonts` do; nothing for one that is not there."""
+    root = Path(path.partition("#")[0])
+    return file_sha256(root) if root.is_file() else files_digest(root, SUFFIXES)
 
 
 def _faces(path: str, field: str) -> Iterator[Face]:
