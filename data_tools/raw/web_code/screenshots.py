@@ -27,7 +27,8 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 TIMEOUT = 60  # seconds for a page
 WIDTHS = (1280, 1024, 768)  # pixels; drawn from the file's name
 MAX_HEIGHT = 2560  # pixels
-BLANK = 8  # pixels of one colour below all else, for a page to be known to end
+WINDOW_HEIGHT = 2 * MAX_HEIGHT  # what shows in its lower half is beyond the limit
+BLANK = 8  # pixels of one colour that are left below all else
 
 
 def _drafts(material: Material, field: str) -> Sequence[str]:
@@ -85,7 +86,7 @@ def _options(folder: str, target: Path, width: int) -> list[str]:
         ),
         f"--user-data-dir={folder}/profile",
         f"--screenshot={target}",
-        f"--window-size={width},{MAX_HEIGHT}",
+        f"--window-size={width},{WINDOW_HEIGHT}",
     ]
     # Chromium's sandbox does not work for root.
     return [*options, "--no-sandbox"] if os.geteuid() == 0 else options
@@ -117,7 +118,7 @@ def _height(pixels: np.ndarray) -> int:
     if not len(differs):
         raise RecordError("blank page", "all pixels are of one colour")
     height = int(differs[-1]) + 1 + BLANK
-    if height > len(pixels):
+    if height > MAX_HEIGHT:
         raise RecordError("page too long", f"it goes on after {MAX_HEIGHT} pixels")
     return height
 
