@@ -33,6 +33,19 @@ def read_file(path: Path, max_bytes: int) -> bytes:
         raise RecordError("cannot be read", str(error.strerror)) from error
 
 
+def read_text(path: Path, max_bytes: int) -> str:
+    """Raises RecordError where it cannot be read, is larger than `max_bytes` or no UTF-8."""
+    return decode(read_file(path, max_bytes))
+
+
+def decode(data: bytes) -> str:
+    """UTF-8, with a byte order mark or without. Raises RecordError."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RecordError("no text", f"no UTF-8: {error}") from error
+
+
 def files_digest(folder: Path, suffixes: Sequence[str], images: Sequence[str] = ()) -> str:
     """Differs where the names of those files do, or what is in them; `images`, by suffix, are not read for it."""
     digest = hashlib.sha256()

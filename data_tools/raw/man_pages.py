@@ -22,7 +22,7 @@ def _read(material: Material, draft: str) -> Sequence[RawSample]:
         raise RecordError("cannot be read", str(error)) from error
     if len(data) > material.max_sample_bytes:
         raise RecordError("sample too large", "unpacked, it is larger than data.max_sample_bytes")
-    return [text_sample(convert(data, "man", "plain").encode())]
+    return [text_sample(convert(data, "man", "plain"))]
 
 
 FORMAT = Format(

@@ -4,7 +4,8 @@ import re
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from data_tools.raw.files import files_digest, list_files, read_file
+from data_tools.raw.fields import unmarked
+from data_tools.raw.files import files_digest, list_files, read_text
 from data_tools.raw.format import Format, Material, RawSample, RecordError
 from megatron_vl.data.sample import IMAGE_FORMATS, IMAGE_MARK
 
@@ -23,7 +24,7 @@ def _stamps(material: Material, field: str) -> Sequence[str]:
 def _read_stamp(material: Material, draft: str) -> Sequence[RawSample]:
     """The image with its English caption, the text's first line, and again with its Chinese one where there is one."""
     path = (material.file / draft).with_suffix(CAPTIONS)
-    lines = read_file(path, material.max_sample_bytes).decode(errors="replace").splitlines()
+    lines = read_text(path, material.max_sample_bytes).splitlines()
     chinese = [line.removeprefix(CHINESE) for line in lines if line.startswith(CHINESE)]
     captions = [caption.strip() for caption in (*lines[:1], *chinese[:1]) if caption.strip()]
     if not captions:
@@ -42,7 +43,7 @@ def _read_name(material: Material, draft: str) -> Sequence[RawSample]:
 
 
 def _sample(image: str, caption: str) -> RawSample:
-    return RawSample(fields={"text": IMAGE_MARK + caption}, images=[image])
+    return RawSample(fields={"text": IMAGE_MARK + unmarked(caption)}, images=[image])
 
 
 STAMPS = Format(

@@ -2,28 +2,23 @@
 
 from collections.abc import Sequence
 
-from data_tools.raw.files import files_digest, list_files, read_file
+from data_tools.raw.fields import unmarked
+from data_tools.raw.files import files_digest, list_files, read_text
 from data_tools.raw.format import Format, Material, RawSample, RecordError
-from megatron_vl.data.sample import IMAGE_MARK
 
 SUFFIXES = (".txt", ".md", ".rst")
 
 
-def text_sample(data: bytes) -> RawSample:
-    """A document of UTF-8. Raises RecordError where it is none, or holds an image mark."""
-    try:
-        text = data.decode("utf-8-sig").replace("\r\n", "\n").strip()
-    except UnicodeDecodeError as error:
-        raise RecordError("no text", f"no UTF-8: {error}") from error
+def text_sample(text: str) -> RawSample:
+    """A document. Raises RecordError where it is blank, or holds an image mark."""
+    text = unmarked(text.replace("\r\n", "\n").strip())
     if not text:
         raise RecordError("no text", "it is blank")
-    if IMAGE_MARK in text:
-        raise RecordError("images do not match the marks", f"its text holds {IMAGE_MARK}")
     return RawSample(fields={"text": text})
 
 
 def _read(material: Material, draft: str) -> Sequence[RawSample]:
-    return [text_sample(read_file(material.file / draft, material.max_sample_bytes))]
+    return [text_sample(read_text(material.file / draft, material.max_sample_bytes))]
 
 
 FORMAT = Format(

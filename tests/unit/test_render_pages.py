@@ -210,6 +210,12 @@ def test_a_pdf_with_a_password(tmp_path: Path) -> None:
         read(tmp_path, "a.pdf")
 
 
+def test_a_paragraph_without_end(tmp_path: Path) -> None:
+    (tmp_path / "a.html").write_text("<p>" + "x" * 300_000)
+    with pytest.raises(RecordError, match="a paragraph has 300000 characters"):
+        read(tmp_path, "a.html")
+
+
 @pytest.mark.parametrize("text", ["", "<p> </p>", "<nav>menu</nav>"])
 def test_a_document_without_text(text: str, tmp_path: Path) -> None:
     (tmp_path / "a.html").write_text(f"<html><body>{text}</body></html>")

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 
+from data_tools.raw.fields import unmarked
 from data_tools.raw.files import files_digest, list_files, read_file
 from data_tools.raw.format import Format, Material, RawSample, RecordError
 from data_tools.raw.render import pandoc
@@ -21,6 +22,7 @@ from megatron_vl.data.sample import IMAGE_MARK
 PDF, HTML = ".pdf", (".html", ".htm", ".xhtml")
 SUFFIXES = (PDF, *HTML, *pandoc.READERS)
 DRAWN_WITH = ("fonttools", "fpdf2", "lxml", "matplotlib", "pypandoc_binary", "pypdfium2")
+MAX_PARAGRAPH = 200_000  # characters; of one, all are in memory at once
 MAX_PAGES = 200  # of a document; those after them are left out
 
 
@@ -47,12 +49,14 @@ def _read(material: Material, draft: str) -> Sequence[RawSample | RecordError]:
 
 
 def _sample(number: int, page: tuple[str, bytes] | RecordError) -> RawSample | RecordError:
-    if isinstance(page, RecordError):
-        return RecordError(page.cause, page.detail, f"page {number}")
-    text, image = page
-    if IMAGE_MARK in text:
-        return RecordError("images do not match the marks", f"its text holds {IMAGE_MARK}", f"page {number}")
-    return RawSample(fields={"text": IMAGE_MARK + text}, images=[image], name=f"page {number}")
+    name = f"page {number}"
+    try:
+        if isinstance(page, RecordError):
+            raise page
+        text, image = page
+        return RawSample(fields={"text": IMAGE_MARK + unmarked(text)}, images=[image], name=name)
+    except RecordError as error:
+        return RecordError(error.cause, error.detail, name)
 
 
 def _given_pages(data: bytes) -> Iterator[tuple[str, bytes] | RecordError]:
@@ -77,9 +81,15 @@ def _laid_out_pages(material: Material, draft: str, data: bytes) -> list[tuple[s
 def _blocks(draft: str, data: bytes) -> list[Block]:
     suffix = Path(draft).suffix.lower()
     try:
-        return read_html(data if suffix in HTML else pandoc.to_html(data, suffix))
+        blocks = read_html(data if suffix in HTML else pandoc.to_html(data, suffix))
     except ValueError as error:
         raise RecordError("not understood", str(error)) from error
+    longest = max((len(block.text) for block in blocks), default=0)
+    if longest > MAX_PARAGRAPH:
+        raise RecordError(
+            "not understood", f"a paragraph has {longest} characters; at most {MAX_PARAGRAPH} may"
+        )
+    return blocks
 
 
 FORMAT = Format(drafts=_drafts, read=_read, digest=_digest, of_folder=True)

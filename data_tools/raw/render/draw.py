@@ -53,7 +53,10 @@ def page_image(document: pdfium.PdfDocument, number: int) -> bytes:
     """A PNG file whose long side has POINTS pixels. Raises RecordError for a page that cannot be drawn."""
     try:
         page = document[number]
-        bitmap = page.render(scale=POINTS / max(page.get_size()), rev_byteorder=True, prefer_bgrx=False)
+        long_side = max(page.get_size())
+        if long_side <= 0:
+            raise ValueError("it has no size")
+        bitmap = page.render(scale=POINTS / long_side, rev_byteorder=True)
         picture = bitmap.to_pil().convert("RGB")
     except (pdfium.PdfiumError, ValueError) as error:
         raise RecordError("page cannot be drawn", str(error)) from error

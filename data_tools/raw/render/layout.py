@@ -53,7 +53,7 @@ class _Style:
     first_indent: float = 0.0  # of the first, on top; negative where the others hang
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _Glyph:
     """A character, or a formula's picture, as it is drawn; `problem` where it cannot be."""
 

@@ -32,9 +32,9 @@ def _read(material: Material, draft: str) -> Sequence[RawSample | RecordError]:
     samples: list[RawSample | RecordError] = []
     for number, images, code in segments:
         try:
-            samples.append(code_sample(images, code, f"cell {number}"))
+            samples.append(code_sample(images, code))
         except RecordError as error:
-            samples.append(error)
+            samples.append(RecordError(error.cause, error.detail, f"cell {number}"))
     return samples
 
 

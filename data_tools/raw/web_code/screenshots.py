@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_tools.raw.files import files_digest, list_files, read_file
+from data_tools.raw.fields import unmarked
+from data_tools.raw.files import files_digest, list_files, read_text
 from data_tools.raw.format import Format, Material, RawSample, RecordError
 from megatron_vl.config.errors import UserError
 from megatron_vl.data.sample import IMAGE_MARK
@@ -38,14 +39,8 @@ def _drafts(material: Material, field: str) -> Sequence[str]:
 
 def _read(material: Material, draft: str) -> Sequence[RawSample]:
     path = material.file / draft
-    data = read_file(path, material.max_sample_bytes)
-    try:
-        html = data.decode()
-    except UnicodeDecodeError as error:
-        raise RecordError("no text", f"no UTF-8: {error}") from error
-    if IMAGE_MARK in html:
-        raise RecordError("images do not match the marks", f"its text holds {IMAGE_MARK}")
-    return [RawSample(fields={"text": IMAGE_MARK + html.strip()}, images=[screenshot(path, _width(draft))])]
+    html = unmarked(read_text(path, material.max_sample_bytes).strip())
+    return [RawSample(fields={"text": IMAGE_MARK + html}, images=[screenshot(path, _width(draft))])]
 
 
 def browser() -> str:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from data_tools.raw.files import files_digest, list_files, read_file
-from data_tools.raw.format import Format, Material, RawSample, RecordError
+from data_tools.raw.files import files_digest, list_files, read_text
+from data_tools.raw.format import Format, Material, RawSample
 from data_tools.raw.web_code.code import code_sample
 
 SCRIPT, IMAGE = ".py", ".png"
@@ -43,11 +43,9 @@ def _drafts(material: Material, field: str) -> Sequence[Script]:
 
 
 def _read(material: Material, draft: Script) -> Sequence[RawSample]:
-    data = read_file(material.file / draft.name, material.max_sample_bytes)
-    try:
-        return [code_sample(list(draft.figures), data.decode())]
-    except UnicodeDecodeError as error:
-        raise RecordError("no text", f"no UTF-8: {error}") from error
+    return [
+        code_sample(list(draft.figures), read_text(material.file / draft.name, material.max_sample_bytes))
+    ]
 
 
 FORMAT = Format(
