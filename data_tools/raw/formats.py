@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-from data_tools.raw import captions, named_images, text_files
+from data_tools.raw import captions, named_images, scene_text, text_files
 from data_tools.raw.containers import records_format
 from data_tools.raw.conversations import read_conversation
 from data_tools.raw.documents import read_interleaved, read_text
 from data_tools.raw.format import Format, Material, RawSample, RecordError
+from data_tools.raw.tables import read_table
 from data_tools.raw.web_code import notebooks, screenshots, scripts
 from megatron_vl.config.errors import UserError
 
@@ -37,6 +38,9 @@ FORMATS: dict[str, Format] = {
     "captions": captions.FORMAT,
     "interleaved": records_format(read_interleaved),
     "text": records_format(read_text),
+    "tables": records_format(read_table),
+    "scene_text": scene_text.FORMAT,
+    "web_pages": _of_extra("data_tools.raw.web_pages"),
     "text_files": text_files.FORMAT,
     "man_pages": _of_extra("data_tools.raw.man_pages"),
     "stamps": named_images.STAMPS,

@@ -1,6 +1,7 @@
 """Where the records of a file lie, found without holding the file: .jsonl line by line, .json as one list."""
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,13 +55,21 @@ def locate_records(path: Path, field: str, max_bytes: int) -> Spans:
     extension, no record, no list, JSON that is broken or ends early. A broken line of a .jsonl file is left
     for `read_record`, unless it is the last and unfinished.
     """
-    readers = {".json": _list_spans, ".jsonl": _line_spans}
-    if path.suffix not in readers:
-        raise UserError(
-            f"{field} is {path}; a .json file (one list of records) or .jsonl (one a line) is needed"
-        )
+    if path.suffix == ".json":
+        return _spans(_list_spans(path, max_bytes), path, field)
+    if path.suffix == ".jsonl":
+        return _spans(_record_line_spans(path, max_bytes), path, field)
+    raise UserError(f"{field} is {path}; a .json file (one list of records) or .jsonl (one a line) is needed")
+
+
+def locate_lines(path: Path, field: str) -> Spans:
+    """The lines of a file that are not blank. Raises UserError, naming `field`, where it has none."""
+    return _spans(_line_spans(path), path, field)
+
+
+def _spans(found: Iterator[tuple[int, int]], path: Path, field: str) -> Spans:
     try:
-        spans = Spans(readers[path.suffix](path, max_bytes))
+        spans = Spans(found)
     except OSError as error:
         raise UserError(f"{field} is {path}, which cannot be read: {error.strerror}") from error
     except (FormatError, UnicodeDecodeError) as error:
@@ -83,27 +92,41 @@ def read_record(path: Path, span: Span, max_bytes: int) -> Any:
         raise RecordError("invalid JSON", str(error)) from error
 
 
-def _line_spans(path: Path, max_bytes: int) -> Iterator[tuple[int, int]]:
+def _record_line_spans(path: Path, max_bytes: int) -> Iterator[tuple[int, int]]:
+    """Offset and size of every line that is not blank, the last of which must be whole."""
+    number, offset, size = -1, 0, 0
+    for offset, size in _line_spans(path):
+        yield offset, size
+        number += 1
+    if number < 0 or size > max_bytes:
+        return
+    try:
+        read_record(path, Span(number=number, offset=offset, size=size), max_bytes)
+    except RecordError as error:
+        if not _ends_with_newline(path):
+            raise FormatError(
+                f"record {number}, the last, is unfinished ({error.detail}): the file was cut off"
+            ) from error
+
+
+def _line_spans(path: Path) -> Iterator[tuple[int, int]]:
     """Offset and size of every line that is not blank."""
     with path.open("rb") as file:
         offset = len(BOM) if file.read(len(BOM)) == BOM else 0
         file.seek(offset)
-        number, size, is_whole = 0, 0, True
         while line := file.readline(json_text.CHUNK):
             is_blank, size = not line.strip(), len(line)
-            while not (is_whole := line.endswith(b"\n")) and (line := file.readline(json_text.CHUNK)):
+            while not line.endswith(b"\n") and (line := file.readline(json_text.CHUNK)):
                 is_blank, size = is_blank and not line.strip(), size + len(line)
             if not is_blank:
                 yield offset, size
-                number += 1
             offset += size
-    if not is_whole and not is_blank and size <= max_bytes:
-        try:
-            read_record(path, Span(number=number - 1, offset=offset - size, size=size), max_bytes)
-        except RecordError as error:
-            raise FormatError(
-                f"record {number - 1}, the last, is unfinished ({error.detail}): the file was cut off"
-            ) from error
+
+
+def _ends_with_newline(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"
 
 
 def _list_spans(path: Path, max_bytes: int) -> Iterator[tuple[int, int]]:
