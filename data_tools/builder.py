@@ -9,6 +9,7 @@ import fcntl
 import json
 import shutil
 import tarfile
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -38,6 +39,7 @@ from megatron_vl.data.sample import IMAGE_MARK
 
 TOKENIZER_NAME = "tokenizer.json"
 WRITING_NAME = "writing"
+TRAINING_CHARACTERS = 100_000_000  # for a tokenizer; more takes long and changes little
 HELDOUT = "heldout/"  # folders of this prefix are not trained on
 
 
@@ -48,11 +50,6 @@ def build(recipe: Recipe, config: DataConfig, *, num_processes: int, report: Rep
     the folder, the configuration names sources that the recipe lacks, or the tokenizer is unusable.
     """
     root = Path(config.root)
-    if recipe.train_tokenizer is None and _trains_tokenizer(config):
-        raise UserError(
-            f"data.tokenizer is {config.tokenizer}, in data.root, where a build puts what it trains; but "
-            f"{recipe.name} trains none: give the tokenizer.json of the language model, elsewhere"
-        )
     with _only_build(root, report):
         stamp = _stamp(recipe, config)
         if _is_complete(root, stamp, config, report):
@@ -178,12 +175,23 @@ def _train_tokenizer(recipe: Recipe, aside: Path, config: DataConfig, progress: 
     """Train on what is not held out; the configuration with the tokenizer where it lies for now."""
     task = progress.add_task("training the tokenizer", total=1)
     folders = [aside / folder for folder in _folders(aside) if not folder.startswith(HELDOUT)]
-    texts = (text for folder in folders for text in _texts(folder))
     path = aside / TOKENIZER_NAME
-    assert recipe.train_tokenizer is not None
-    recipe.train_tokenizer(texts, path, _special_tokens(config))
+    recipe.train_tokenizer(_texts_in_turn(folders), path, _special_tokens(config))
     progress.advance(task)
     return replace(config, tokenizer=str(path))
+
+
+def _texts_in_turn(folders: list[Path]) -> Iterator[str]:
+    """One text of each folder in turn, until they are TRAINING_CHARACTERS long together."""
+    readers, num_characters = deque(map(_texts, folders)), 0
+    while readers and num_characters < TRAINING_CHARACTERS:
+        text = next(readers[0], None)
+        if text is None:
+            readers.popleft()
+        else:
+            num_characters += len(text)
+            readers.rotate(-1)
+            yield text
 
 
 def _texts(folder: Path) -> Iterator[str]:

@@ -87,11 +87,10 @@ class Recipe:
     """A build by name.
 
     `version` differs where anything comes out otherwise. `parts()` decides what to build.
-    `train_tokenizer(texts, path, special_tokens)` writes a tokenizer.json from texts that are not held out;
-    None where the data needs a given one.
+    `train_tokenizer(texts, path, special_tokens)` writes a tokenizer.json from texts that are not held out.
     """
 
     name: str
     version: str
     parts: Callable[[], list[Part]]
-    train_tokenizer: Callable[[Iterable[str], Path, Sequence[str]], None] | None
+    train_tokenizer: Callable[[Iterable[str], Path, Sequence[str]], None]

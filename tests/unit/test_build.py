@@ -127,6 +127,25 @@ def test_heldout_texts_train_no_tokenizer(tmp_path: Path, monkeypatch: pytest.Mo
     assert not any("<image>" in text for text in seen)
 
 
+def test_a_tokenizer_is_trained_on_some_of_every_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_processes(monkeypatch)
+    monkeypatch.setattr(builder, "TRAINING_CHARACTERS", 60)
+    seen: list[str] = []
+
+    def train(texts: Iterable[str], path: Path, special_tokens: Sequence[str]) -> None:
+        seen.extend(texts)
+        train_tokenizer(seen, path, special_tokens)
+
+    recipe = Recipe(name="small", version="1", parts=small_parts, train_tokenizer=train)
+    build(recipe, config_for(tmp_path / "data"), num_processes=1)
+    assert 60 <= len("".join(seen)) < 60 + max(map(len, seen))
+    documents, pages, _ = small_parts()
+    assert {document.text for document in documents.drafts} & set(seen)
+    assert seen.count(pages.drafts[0]) == 2  # of pages and of conversations about them
+
+
 def test_one_process_builds_what_two_do_after_interruptions(
     built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
