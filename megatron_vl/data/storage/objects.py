@@ -56,11 +56,9 @@ class S3Store(ObjectStore):
 
     def __init__(self, url: str, timeout_seconds: float) -> None:
         known = import_module("botocore.exceptions")
+        parsers = import_module("botocore.parsers")  # an answer to too many requests may be no XML
         connection = (known.HTTPClientError, known.ConnectionError, known.IncompleteReadError, ClientError)
-        broken = import_module(
-            "botocore.parsers"
-        ).ResponseParserError  # as some answers to too many requests are
-        self.passing = (OSError, *connection, broken)
+        self.passing = (OSError, *connection, parsers.ResponseParserError)
         self.errors = (*self.passing, known.BotoCoreError, known.ClientError)
         timeouts = {"connect_timeout": timeout_seconds, "read_timeout": timeout_seconds}
         once = {"total_max_attempts": 1}  # for attempts are counted by who asks us
@@ -75,7 +73,10 @@ class GcsStore(ObjectStore):
         retry, google = import_module("gcsfs.retry"), import_module("google.auth.exceptions")
         self.errors = (OSError, ClientError, retry.HttpError, google.GoogleAuthError, ValueError)
         self.passing = (OSError, ClientError, google.TransportError)
-        super().__init__(url, {"access": "read_only"})
+        try:
+            super().__init__(url, {"access": "read_only"})
+        except self.errors as error:  # it looks for credentials at once
+            raise self.explain(error) from None
 
 
 def _status(error: BaseException) -> int | None:

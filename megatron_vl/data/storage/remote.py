@@ -116,7 +116,8 @@ class RemoteFolder:
         except Failure as failure:
             num_attempts = retrying.statistics["attempt_number"]
             tried = f", after {num_attempts} attempts in {time.monotonic() - start:.0f} s"
-            raise StorageError(f"{url}: {failure}{tried if num_attempts > 1 else ''}") from failure
+            cause = without_credentials(str(failure))
+            raise StorageError(f"{url}: {cause}{tried if num_attempts > 1 else ''}") from None
 
     def _attempt(self, request: Callable[[Store], Coroutine[Any, Any, T]]) -> T:
         process = os.getpid()
@@ -129,8 +130,7 @@ class RemoteFolder:
         except TimeoutError as error:
             raise Failure(f"no answer within {self._access.timeout_seconds:g} s", passing=True) from error
         except store.errors as error:
-            failure = store.explain(error)
-            raise Failure(without_credentials(str(failure)), passing=failure.passing) from None
+            raise store.explain(error) from None
 
 
 def without_credentials(text: str) -> str:
