@@ -55,7 +55,7 @@ def last_line(name: str, goals: Sequence[Goal]) -> str:
 
 def print_goals(name: str, goals: Sequence[Goal]) -> None:
     """The end of a benchmark: its goals in words, then the JSON line."""
-    rows = [
+    rows: list[list[str | float]] = [
         [
             goal.name,
             goal.ours,

@@ -8,7 +8,6 @@ import pytest
 from benchmarks.report import Goal, print_goals, run_benchmark, table
 from megatron_vl.config.errors import UserError
 
-
 Bound = Literal["at least", "at most"]
 
 
