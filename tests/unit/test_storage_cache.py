@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megatron_vl.data.storage import cache as storage_cache
 from megatron_vl.data.storage import remote
 from megatron_vl.data.storage.cache import FOLDER, NodeCache
 from megatron_vl.data.storage.folder import DEFAULT_ACCESS, StorageError
@@ -142,6 +143,25 @@ def test_a_copy_that_was_damaged_is_fetched_again(tmp_path: Path) -> None:
     cache = NodeCache(tmp_path, 1000)
     cache.path("a", 5, "url", writer(b"12345")).write_bytes(b"123")
     assert cache.path("a", 5, "url", writer(b"12345")).read_bytes() == b"12345"
+
+
+def test_a_copy_that_another_made_since_it_was_looked_for_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = NodeCache(tmp_path, 1000)
+    cache.path("a", 5, "url", writer(b"12345"))
+    looks = iter([False])
+    monkeypatch.setattr(storage_cache, "_is_there", lambda copy, size: next(looks, True))
+    assert cache.path("a", 5, "url", writer(b"67890")).read_bytes() == b"12345"
+    assert held(cache) == {"a": 5}
+
+
+@pytest.mark.timeout(20)
+def test_a_leftover_of_the_file_itself_takes_no_room(tmp_path: Path) -> None:
+    cache = NodeCache(tmp_path, 1000)
+    cache.folder.mkdir()
+    (cache.folder / "a.partial").write_bytes(b"x" * 900)
+    assert cache.path("a", 900, "url", writer(b"a" * 900)).read_bytes() == b"a" * 900
 
 
 def test_what_else_lies_in_the_folder_is_left_alone(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -50,18 +51,11 @@ def server() -> Iterator[FileServer]:
         yield server
 
 
-@pytest.fixture(params=["http", "s3", "gs"])
-def far(request: pytest.FixtureRequest, server: FileServer, monkeypatch: pytest.MonkeyPatch) -> Remote:
-    server.faults.clear()
-    server.requests.clear()
-    server.authorization = ""
-    return open_remote(request.param, server, monkeypatch)
-
-
-def open_remote(kind: str, server: FileServer, monkeypatch: pytest.MonkeyPatch) -> Remote:
-    """As the fixture. Connected: what a client does first takes longer than the attempts here may."""
-    path = {"http": "", "s3": "/bucket", "gs": "/download/storage/v1/b/bucket/o"}[kind] + "/f/a.tar"
-    url = {"http": f"{server.url}/f", "s3": "s3://bucket/f", "gs": "gs://bucket/f"}[kind]
+@pytest.fixture(scope="module")
+def connect(server: FileServer) -> Iterator[Callable[[str], Remote]]:
+    """Opens a kind's folder, and connects: what a client does first takes longer than an attempt here may."""
+    paths = {"http": "", "s3": "/bucket", "gs": "/download/storage/v1/b/bucket/o"}
+    urls = {"http": f"{server.url}/f", "s3": "s3://bucket/f", "gs": "gs://bucket/f"}
     environment = {
         "AWS_ACCESS_KEY_ID": "somebody",
         "AWS_SECRET_ACCESS_KEY": SECRET,
@@ -70,22 +64,38 @@ def open_remote(kind: str, server: FileServer, monkeypatch: pytest.MonkeyPatch) 
         "STORAGE_EMULATOR_HOST": server.url,
         "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # it asks Google itself about the bucket
     }
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    if kind == "gs":
-        pytest.importorskip("gcsfs")
-    folder = open_folder(url, ACCESS)
-    with suppress(StorageError):
-        folder.size("nothing")
-    return Remote(folder, server, path)
+
+    @lru_cache
+    def open_and_ask(kind: str) -> Remote:
+        if kind == "gs":
+            pytest.importorskip("gcsfs")
+        folder = open_folder(urls[kind], ACCESS)
+        with suppress(StorageError):
+            folder.size("nothing")
+        return Remote(folder, server, paths[kind] + "/f/a.tar")
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        yield open_and_ask
+
+
+@pytest.fixture(params=["http", "s3", "gs"])
+def far(request: pytest.FixtureRequest, connect: Callable[[str], Remote]) -> Iterator[Remote]:
+    remote = connect(request.param)
+    remote.server.requests.clear()
+    yield remote
+    remote.server.faults.clear()
+    remote.server.authorization = ""
 
 
 def test_what_is_read_is_what_lies_there(far: Remote) -> None:
+    before = far.folder.bytes_fetched
     assert far.folder.size("a.tar") == len(DATA)
     assert far.folder.read("a.tar", len(DATA)) == DATA
     for offset, size in ((0, 1), (5, 300), (len(DATA) - 1, 1), (7, 0)):
         assert far.folder.read_range("a.tar", offset, size) == DATA[offset : offset + size]
-    assert far.folder.bytes_fetched == len(DATA) + 302
+    assert far.folder.bytes_fetched - before == len(DATA) + 302
 
 
 @pytest.mark.parametrize("fault", ["503", "hang", "reset", "cut", "short"])
@@ -98,18 +108,14 @@ def test_what_passes_is_waited_for(far: Remote, fault: str) -> None:
     ("fault", "words"),
     [("503", "503"), ("hang", "no answer within 0.6 s"), ("reset", ""), ("cut", ""), ("short", "")],
 )
-@pytest.mark.parametrize("kind", ["http", "s3"])
-def test_what_does_not_pass_is_told_once(
-    kind: str, fault: str, words: str, server: FileServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    far = open_remote(kind, server, monkeypatch)
-    server.requests.clear()
-    server.faults.extend([fault] * 9)
+@pytest.mark.parametrize("far", ["http", "s3"], indirect=True)  # gcsfs has waits of its own
+def test_what_does_not_pass_is_told_once(far: Remote, fault: str, words: str) -> None:
+    before = far.folder.bytes_fetched
+    far.server.faults.extend([fault] * 9)
     with pytest.raises(StorageError, match=rf"{far.folder.url}/a.tar: .*{words}.*, after 2 attempts in \d s"):
         far.folder.read_range("a.tar", 5, 300)
-    server.faults.clear()
-    assert server.num_gets(far.path) >= 2  # more where aiohttp's kept connection was closed
-    assert far.folder.bytes_fetched == 0
+    assert far.server.num_gets(far.path) >= 2  # more where aiohttp's kept connection was closed
+    assert far.folder.bytes_fetched == before
 
 
 def test_what_will_not_pass_is_not_repeated(far: Remote) -> None:
@@ -171,10 +177,9 @@ def test_credentials_come_from_netrc_and_are_never_told(
     server.authorization = ""
 
 
-@pytest.mark.parametrize("kind", ["http", "s3"])
+@pytest.mark.parametrize("far", ["http", "s3"], indirect=True)
 def test_no_credential_is_in_a_message_or_log(
-    kind: str,
-    server: FileServer,
+    far: Remote,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -183,24 +188,23 @@ def test_no_credential_is_in_a_message_or_log(
     caplog.set_level(logging.INFO)
     (tmp_path / "netrc").write_text(f"machine 127.0.0.1 login me password {SECRET}\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    far = open_remote(kind, server, monkeypatch)
+    folder = open_folder(far.folder.url, replace(ACCESS, timeout_seconds=10))
     told: list[str] = []
     asks: list[Callable[[], object]] = [
-        lambda: far.folder.size("a.tar"),
-        lambda: far.folder.read_range("a.tar", 5, 300),
-        lambda: open_folder(far.folder.url, ACCESS).sizes(),
+        lambda: folder.size("a.tar"),
+        lambda: folder.read_range("a.tar", 5, 300),
+        folder.sizes,
     ]
-    for ask, fault in itertools.product(asks, ("503", "reset", "cut")):
-        server.faults.extend([fault] * 9)
+    for fault, ask in itertools.product(("503", "reset", "cut"), asks):
+        far.server.faults.extend([fault] * 9)
         try:
             ask()
         except StorageError:
             told.append(traceback.format_exc())
-        server.faults.clear()
-    server.authorization = "another"
+        far.server.faults.clear()
+    far.server.authorization = "another"
     with pytest.raises(StorageError) as refused:
-        far.folder.read_range("a.tar", 5, 300)
-    server.authorization = ""
+        folder.read_range("a.tar", 5, 300)
     told += [str(refused.value), caplog.text, *capfd.readouterr()]
     assert len(told) > 6
     assert not [text for text in told if SECRET in text]
