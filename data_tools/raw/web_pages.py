@@ -4,15 +4,17 @@ import base64
 import binascii
 import posixpath
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from urllib.parse import unquote, urlsplit
 
-from bs4 import BeautifulSoup
+from bs4 import BeautifulSoup, XMLParsedAsHTMLWarning
 from bs4.element import NavigableString, PreformattedString, Tag
 
 from data_tools.raw.fields import unmarked
 from data_tools.raw.files import files_digest, list_files, read_file
 from data_tools.raw.format import Format, Material, RawSample, RecordError
+from data_tools.raw.navigation import is_navigation
 from megatron_vl.data.sample import IMAGE_FORMATS, IMAGE_MARK
 
 SUFFIXES = (".html", ".htm", ".xhtml")
@@ -65,6 +67,7 @@ BLOCKS |= {
     "br",
 }
 CELLS = {"td", "th"}
+warnings.filterwarnings("ignore", category=XMLParsedAsHTMLWarning)  # XHTML may be read as HTML
 DATA_ADDRESS = re.compile(r"data:image/(png|jpeg|webp);base64,(.*)", re.DOTALL)
 
 
@@ -94,7 +97,7 @@ def _pieces(element: Tag) -> Iterator[str | Tag]:
         if isinstance(child, Tag):
             if child.name == "img":
                 yield child
-            elif child.name not in DROPPED:
+            elif child.name not in DROPPED and not _is_navigation(child):
                 edge = "\n" if child.name in BLOCKS else " " if child.name in CELLS else ""
                 yield edge
                 yield from _pieces(child)
@@ -104,6 +107,11 @@ def _pieces(element: Tag) -> Iterator[str | Tag]:
         ):  # those: comments, …
             is_literal = element.name == "pre"
             yield str(child) if is_literal else re.sub(r"\s+", " ", child)
+
+
+def _is_navigation(element: Tag) -> bool:
+    role = element.get("role")
+    return is_navigation(element.get_attribute_list("class"), role if isinstance(role, str) else None)
 
 
 def _image(element: Tag, page: str) -> str | bytes | None:

@@ -16,6 +16,7 @@ PAGE = """<!DOCTYPE html>
 <body>
 <nav><a href="/">Home</a> <img src="logo.png"></nav>
 <main>
+<div class="navheader"><img src="next.png"></div><div role="navigation">menu</div>
 <h1>Sales &amp;
    costs</h1>
 <p>They <b>rose</b>, as <a href="x">图 1</a> shows.<br>See:</p>

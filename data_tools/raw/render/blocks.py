@@ -8,49 +8,25 @@ from dataclasses import dataclass, field
 import lxml.html  # type: ignore[import-untyped]
 from lxml import etree
 
+from data_tools.raw.navigation import is_navigation
+
 FORMULA = "￼"  # U+FFFC, the object replacement character, stands for a formula in a block's text
 HEADINGS = {f"h{level}": level for level in range(1, 7)}
 SKIPPED = {
-    *("script", "style", "nav", "header", "footer", "form", "head", "noscript", "template", "svg", "iframe"),
-    *("button", "select", "textarea", "object", "video", "audio", "canvas", "math", "annotation"),
-}
-SKIPPED_CLASSES = {
-    *(
-        "headerlink",
-        "sphinxsidebar",
-        "related",
-        "navheader",
-        "navfooter",
-        "docnav",
-        "toc",
-        "indexterm",
-        "sphinxfooter",
-    ),
-    *("footer", "clearer"),
+    *("script", "style", "nav", "header", "footer", "form", "head", "noscript", "template"),
+    *("svg", "iframe", "button", "select", "textarea", "object", "video", "audio", "canvas"),
+    *("math", "annotation"),
 }
 BLOCKS = {
-    *("p", "div", "section", "article", "main", "body", "blockquote", "ul", "ol", "dl", "li", "dt", "dd"),
-    *(
-        "table",
-        "thead",
-        "tbody",
-        "tfoot",
-        "tr",
-        "caption",
-        "figure",
-        "figcaption",
-        "pre",
-        "hr",
-        "address",
-        "center",
-    ),
-    *("details", "summary", "aside", "html", "fieldset", *HEADINGS),
+    *("p", "div", "section", "article", "main", "body", "blockquote", "ul", "ol", "dl", "li"),
+    *("dt", "dd", "table", "thead", "tbody", "tfoot", "tr", "caption", "figure", "figcaption"),
+    *("pre", "hr", "address", "center", "details", "summary", "aside", "html", "fieldset"),
+    *HEADINGS,
 }
 WIDE = "[\u3000-\u303f\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uff60]"
 LINE_BREAK = re.compile(rf"(?<={WIDE})[ \t]*\n\s*(?={WIDE})")
-INVISIBLE = re.compile(
-    "[\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u2064\ufeff]"
-)  # soft hyphens, marks of width
+# Soft hyphens, and marks of width and direction.
+INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u2064\ufeff]")
 MAX_DEPTH = 100  # of nested elements
 
 
@@ -208,11 +184,9 @@ def _blocks_inside(element: lxml.html.HtmlElement, depth: int) -> list[Block]:
 
 
 def _is_skipped(element: lxml.html.HtmlElement) -> bool:
-    classes = set((element.get("class") or "").split())
     return (
         element.tag in SKIPPED
-        or bool(classes & SKIPPED_CLASSES)
-        or element.get("role") == "navigation"
+        or is_navigation((element.get("class") or "").split(), element.get("role"))
         or element.get("hidden") is not None
     )
 
