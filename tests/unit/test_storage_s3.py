@@ -31,7 +31,7 @@ def store() -> Iterator[str]:
         aws_secret_access_key="s3cr3t",
     )
     client.create_bucket(Bucket="pages")
-    files = {"a/x.tar": DATA, "a/empty": b"", "a/sub/y.tar": b"1", "ab/z.tar": b"2"}
+    files = {"a/": b"", "a/x.tar": DATA, "a/empty": b"", "a/sub/y.tar": b"1", "ab/z.tar": b"2"}
     for name, data in (files | {f"many/{number:02d}": b"x" * (number % 7) for number in range(25)}).items():
         client.put_object(Bucket="pages", Key=name, Body=data)
     yield f"http://{host}:{port}"
@@ -50,6 +50,7 @@ def test_a_folder_is_its_own_files(tmp_path: Path) -> None:
     access = replace(ACCESS, cache=tmp_path)
     folder = open_folder("s3://pages/a/", access)
     assert folder.sizes() == {"x.tar": len(DATA), "empty": 0}
+    assert open_folder("s3://pages/a/x.tar", access).sizes() == {}
     assert folder.read("x.tar", len(DATA)) == DATA
     assert folder.read("empty", 10) == b""
     assert folder.read_range("x.tar", 300, 77) == DATA[300:377]

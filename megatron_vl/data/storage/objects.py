@@ -26,9 +26,11 @@ class ObjectStore:
 
     async def list(self) -> dict[str, int | None]:
         entries = await self._files._ls(self._prefix, detail=True)  # fsspec's coroutines begin with _
-        files = {entry["name"]: entry["size"] for entry in entries if entry["type"] == "file"}
-        start = f"{self._prefix}/"
-        return {name.removeprefix(start): size for name, size in files.items() if name.startswith(start)}
+        sizes = {entry["name"]: entry["size"] for entry in entries if entry["type"] == "file"}
+        start = f"{self._prefix}/"  # itself an object where a console made the folder
+        return {
+            name.removeprefix(start): sizes[name] for name in sizes if name > start and name.startswith(start)
+        }
 
     async def stat(self, name: str) -> Stat:
         info = await self._files._info(f"{self._prefix}/{name}")
