@@ -12,6 +12,7 @@ from megatron_vl.config.errors import UserError
 from megatron_vl.data.index import Location, Member
 from megatron_vl.data.shard_reader import ShardReader
 from megatron_vl.data.storage.folder import DEFAULT_ACCESS
+from megatron_vl.data.storage.remote import RemoteFolder
 from megatron_vl.data.tar import walk_tar
 from tests.support.file_server import FileServer, serving
 from tests.support.tiny_data import picture, write_source
@@ -91,6 +92,25 @@ def test_remote_members_are_those_on_disk(
     elif num_shards_held == NUM_SHARDS:
         assert num_gets == NUM_SHARDS
         assert reader.traffic.bytes_fetched == sum(shard.stat().st_size for shard in folder.iterdir())
+
+
+def test_a_copy_evicted_before_it_is_open_is_fetched_again(
+    folder: Path, server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evictions = [True, False]
+    local_path = RemoteFolder.local_path
+
+    def and_evict(remote: RemoteFolder, name: str) -> Path:
+        path = local_path(remote, name)
+        if evictions.pop(0):
+            path.unlink()
+        return path
+
+    monkeypatch.setattr(RemoteFolder, "local_path", and_evict)
+    reader = ShardReader(replace(DEFAULT_ACCESS, fetch="shards", cache=tmp_path))
+    sample = locations(folder, f"{server.url}/f")[0]
+    assert reader.read(sample, sample.text).startswith(b'{"text"')
+    assert evictions == []
 
 
 def test_who_reads_texts_alone_fetches_no_image(folder: Path, server: FileServer) -> None:
