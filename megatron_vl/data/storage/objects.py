@@ -27,10 +27,9 @@ class ObjectStore:
     async def list(self) -> dict[str, int | None]:
         entries = await self._files._ls(self._prefix, detail=True)  # fsspec's coroutines begin with _
         sizes = {entry["name"]: entry["size"] for entry in entries if entry["type"] == "file"}
-        start = f"{self._prefix}/"  # itself an object where a console made the folder
-        return {
-            name.removeprefix(start): sizes[name] for name in sizes if name > start and name.startswith(start)
-        }
+        start = f"{self._prefix}/"
+        itself = (self._prefix, start)  # an object, or the mark of a folder that a console made
+        return {name.removeprefix(start): size for name, size in sizes.items() if name not in itself}
 
     async def stat(self, name: str) -> Stat:
         info = await self._files._info(f"{self._prefix}/{name}")
