@@ -15,8 +15,8 @@ SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request ra
 class FileServer:
     """`files` by path. Each request that is about one of them meets the next of `faults`, if there is one.
 
-    503: too busy; hang: no answer; cut: half of the body; short: a length of half of it; whole: the range is
-    ignored; elsewhere: other bytes than asked for; reset: the connection ends without an answer.
+    403: refused; 503: too busy; hang: no answer; reset: the connection ends without an answer; cut: half of the
+    body; short: a length of half of it; whole: the range is ignored; elsewhere: other bytes than asked for.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
@@ -95,8 +95,8 @@ class _Handler(BaseHTTPRequestHandler):
         if fault in ("hang", "reset"):
             self.close_connection = True
             return
-        if fault == "503":
-            self._answer(503, SLOW_DOWN, with_body)
+        if fault in ("403", "503"):
+            self._answer(int(fault), SLOW_DOWN if fault == "503" else b"", with_body)
             return
         self.send_response(206 if ranged else 200)
         if ranged:

@@ -12,12 +12,14 @@ from aiohttp import ClientError
 
 from megatron_vl.data.storage.store import Failure, Stat, is_passing
 
+NETWORK = (ConnectionError, TimeoutError, ClientError)
+
 
 class ObjectStore:
     """A `Store`: the objects under one prefix of a bucket."""
 
     errors: tuple[type[Exception], ...]
-    passing: tuple[type[Exception], ...]  # those that another attempt may spare us, whatever their status
+    passing: tuple[type[Exception], ...]  # those without a status that are worth another attempt
 
     def __init__(self, url: str, options: dict[str, Any]) -> None:
         """`options` are those of fsspec's file system for the url."""
@@ -46,8 +48,7 @@ class ObjectStore:
         text = " ".join(told.split())
         status = _status(error)
         if status is None:
-            is_refusal = isinstance(error, PermissionError)
-            return Failure(text, passing=isinstance(error, self.passing) and not is_refusal)
+            return Failure(text, passing=isinstance(error, self.passing))
         passing = is_passing(status) or isinstance(error, TimeoutError)  # S3 may answer 400 RequestTimeout
         return Failure(f"{status} {responses.get(status, '')}: {text}", passing=passing)
 
@@ -58,9 +59,9 @@ class S3Store(ObjectStore):
     def __init__(self, url: str, timeout_seconds: float) -> None:
         known = import_module("botocore.exceptions")
         parsers = import_module("botocore.parsers")  # an answer to too many requests may be no XML
-        connection = (known.HTTPClientError, known.ConnectionError, known.IncompleteReadError, ClientError)
-        self.passing = (OSError, *connection, parsers.ResponseParserError)
-        self.errors = (*self.passing, known.BotoCoreError, known.ClientError)
+        lost = (known.HTTPClientError, known.ConnectionError, known.IncompleteReadError)
+        self.passing = (*NETWORK, *lost, parsers.ResponseParserError)
+        self.errors = (OSError, *self.passing, known.BotoCoreError, known.ClientError)
         timeouts = {"connect_timeout": timeout_seconds, "read_timeout": timeout_seconds}
         once = {"total_max_attempts": 1}  # for attempts are counted by who asks us
         super().__init__(url, {"config_kwargs": {"retries": once, **timeouts}})
@@ -72,8 +73,9 @@ class GcsStore(ObjectStore):
 
     def __init__(self, url: str) -> None:
         retry, google = import_module("gcsfs.retry"), import_module("google.auth.exceptions")
-        self.errors = (OSError, ClientError, retry.HttpError, google.GoogleAuthError, ValueError)
-        self.passing = (OSError, ClientError, google.TransportError)
+        requests = import_module("requests.exceptions")
+        self.passing = (*NETWORK, requests.RequestException, google.TransportError)
+        self.errors = (OSError, *self.passing, retry.HttpError, google.GoogleAuthError, ValueError)
         try:
             super().__init__(url, {"access": "read_only"})
         except self.errors as error:  # it looks for credentials at once
