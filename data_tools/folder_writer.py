@@ -21,15 +21,16 @@ class Position:
 
 
 class FolderWriter:
-    """Writes `folder/shard-000000.tar`, …, going on from `position`; what lies beyond that is removed."""
+    """Writes `folder/shard-000000.tar`, …, going on from `position`; what lies beyond that is written again."""
 
     def __init__(self, folder: Path, max_samples: int, position: Position) -> None:
         self.folder, self.num_samples = folder, position.num_samples
         self._max_samples, self._num_shards = max_samples, position.num_shards
         self._shard: OpenShard | None = None
         self.folder.mkdir(parents=True, exist_ok=True)
-        _remove_beyond(self.folder, position)
         if position.open_bytes:
+            if self._path().exists():  # completed after `position`
+                self._path().replace(aside_path(self._path()))
             self._shard = OpenShard(
                 self._path(), num_bytes=position.open_bytes, num_samples=position.open_samples
             )
@@ -77,20 +78,4 @@ class FolderWriter:
             self._shard.close()
 
     def _path(self) -> Path:
-        return _shard_path(self.folder, self._num_shards)
-
-
-def _shard_path(folder: Path, number: int) -> Path:
-    return folder / f"shard-{number:06d}.tar"
-
-
-def _remove_beyond(folder: Path, position: Position) -> None:
-    """A shard that was completed after `position` is open again."""
-    open_path = _shard_path(folder, position.num_shards)
-    if position.open_bytes and open_path.exists():
-        open_path.replace(aside_path(open_path))
-    kept = {_shard_path(folder, number) for number in range(position.num_shards)}
-    kept |= {aside_path(open_path)} if position.open_bytes else set()
-    for path in folder.glob("shard-*"):
-        if path not in kept:
-            path.unlink()
+        return self.folder / f"shard-{self._num_shards:06d}.tar"

@@ -1,5 +1,6 @@
 """A part that is interrupted anywhere goes on at its last finished shard, and ends with the same bytes."""
 
+import itertools
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -7,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from rich.progress import Progress
 
 from data_tools import part_writer
+from data_tools.folder_writer import FolderWriter, Position
 from data_tools.part_writer import Crew, write_part
 from data_tools.recipe import Part, Record, Rejection, Rendered
 from megatron_vl.config.errors import UserError
@@ -83,53 +83,62 @@ def files(folder: Path) -> dict[str, bytes]:
     }
 
 
-@given(
-    num_drafts=st.integers(12, 60),
-    samples_per_shard=st.integers(1, 9),
-    crash_at=st.integers(0, 80),
-    second_crash_at=st.integers(0, 40),
-)
-@settings(max_examples=40, deadline=None)
-def test_a_crash_anywhere_changes_nothing(
-    tmp_path_factory: pytest.TempPathFactory,
-    num_drafts: int,
-    samples_per_shard: int,
-    crash_at: int,
-    second_crash_at: int,
-) -> None:
-    """A crash is a copy of the files as they are at some moment, even between two writes of one draft."""
-    folder, part = tmp_path_factory.mktemp("part"), part_of(num_drafts, samples_per_shard)
-    told = write(part, folder / "whole")
-    expected = files(folder / "whole")
-    source = "first"
-    for number, at in enumerate((crash_at, second_crash_at)):
-        crash = folder / f"crash-{number}"
-        shutil.rmtree(crash, ignore_errors=True)
-        _write_until(part, folder / source, at, crash)
-        source = crash.name
-    if (folder / source).exists():
-        state = part_writer._read_progress(folder / source)
-        pool = Pool()
-        assert write(part, folder / source, pool) == told
-        assert files(folder / source) == expected
-        assert pool.drafts == list(range(state["next_draft"] if state else 0, num_drafts))
+@pytest.mark.parametrize("samples_per_shard", [1, 3, 100])
+def test_a_crash_anywhere_changes_nothing(tmp_path: Path, samples_per_shard: int) -> None:
+    """A crash is a copy of the files as they are at some moment, even between two samples of one draft, with torn
+    ends; two in a row, and it goes on after the last draft that finished a shard."""
+    part = part_of(24, samples_per_shard)
+    told = write(part, tmp_path / "whole")
+    expected = files(tmp_path / "whole")
+    crashes, finishing = _crashes(part, tmp_path / "first", tmp_path / "crashes")
+    assert len(crashes) > 15
+    for number, draft in list(enumerate(crashes))[::2]:
+        crash, pool = tmp_path / "crashes" / str(number), Pool()
+        again, _ = _crashes(part, crash, tmp_path / "again", only=number // 2 % 4)
+        if again:
+            crash, draft = tmp_path / "again/0", again[0]
+        assert write(part, crash, pool) == told
+        assert files(crash) == expected
+        first = max((one + 1 for one in finishing if one < draft), default=0)
+        assert pool.drafts == list(range(first, 24))
 
 
-def _write_until(part: Part, staging: Path, at: int, crash: Path) -> None:
-    """Write on; after `at` samples, the files of that moment are in `crash`."""
-    count = 0
+def _crashes(
+    part: Part, staging: Path, crashes: Path, only: int | None = None
+) -> tuple[list[int], list[int]]:
+    """Write on. Before sample i is written, or `only` that one of them, what there is is copied to crashes/i.
+
+    The draft of each copy, and the drafts that finished a shard.
+    """
+    drafts: list[int] = []
+    finishing: list[int] = []
+    calls = itertools.count()
     add = part_writer.FolderWriter.write
+    shutil.rmtree(crashes, ignore_errors=True)
 
     def counted(writer: part_writer.FolderWriter, number: int, record: Record) -> bool:
-        nonlocal count
-        if count == at:
-            shutil.copytree(staging, crash)
-        count += 1
-        return add(writer, number, record)
+        if next(calls) == only or only is None:
+            _copy_torn(staging, crashes / str(len(drafts)))
+            drafts.append(number)
+        is_finished = add(writer, number, record)
+        finishing.extend([number] * is_finished)
+        return is_finished
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(part_writer.FolderWriter, "write", counted)
+        if only is not None:
+            shutil.copytree(staging, f"{staging}-copy")
+            staging = Path(f"{staging}-copy")
         write(part, staging)
+    return drafts, finishing
+
+
+def _copy_torn(staging: Path, copy: Path) -> None:
+    """With garbage at the ends of what is being written."""
+    shutil.copytree(staging, copy)
+    for path in (*copy.rglob("*.partial"), *copy.rglob("*.jsonl"), *copy.rglob("kept")):
+        with path.open("ab") as file:
+            file.write(bytes(20_000))
 
 
 def test_what_is_left_out_is_told_and_listed(tmp_path: Path) -> None:
@@ -155,15 +164,35 @@ def test_what_another_build_left_is_not_gone_on_with(
 ) -> None:
     part = part_of(40, 5)
     write(part, tmp_path / "whole")
-    _write_until(part, tmp_path / "first", 30, tmp_path / "crash")
+    _crashes(part, tmp_path / "first", tmp_path / "crashes")
+    crash = tmp_path / "crashes/15"
+    assert (crash / part_writer.PROGRESS_NAME).exists()
     if change == "stamp":
         monkeypatch.setitem(STAMP, "version", "2")
     else:
         part = replace(part, folders=("sheets", "heldout/sheets"))
     pool = Pool()
-    write(part, tmp_path / "crash", pool)
+    write(part, crash, pool)
     assert pool.drafts == list(range(40))
     if change == "stamp":
-        assert files(tmp_path / "crash") == files(tmp_path / "whole")
+        assert files(crash) == files(tmp_path / "whole")
     else:
-        assert not (tmp_path / "crash/pages").exists()
+        assert not (crash / "pages").exists()
+
+
+def test_a_shard_that_was_completed_after_the_position_is_open_again(tmp_path: Path) -> None:
+    records = [Record(fields={"text": str(number)}) for number in range(4)]
+    for name in ("whole", "resumed"):
+        writer = FolderWriter(tmp_path / name, 3, Position())
+        position = Position()
+        for number, record in enumerate(records):
+            position = writer.position() if number == 2 else position
+            writer.write(number, record)
+        if name == "resumed":
+            writer.close()
+            writer = FolderWriter(tmp_path / name, 3, position)
+            for number in (2, 3):
+                writer.write(number, records[number])
+        writer.finish()
+    assert files(tmp_path / "resumed") == files(tmp_path / "whole")
+    assert len(files(tmp_path / "whole")) == 2

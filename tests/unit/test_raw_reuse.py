@@ -105,6 +105,23 @@ def test_a_new_source_is_added_and_one_less_removed(config: DataConfig, drafts: 
     assert not shard(config, "books").parent.exists()
 
 
+def test_a_source_that_an_interrupted_build_finished_may_go(
+    config: DataConfig, tmp_path: Path, drafts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(builder, "_index", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(config)
+    del config.sources["books"]
+    drafts.clear()
+    assert "going on with the interrupted build" in run(config)[0]
+    assert drafts == []
+    assert not shard(config, "books").parent.exists()
+
+
 def test_a_damaged_folder_is_built_alone(config: DataConfig, drafts: list[str]) -> None:
     run(config)
     whole = shard(config, "books").read_bytes()
