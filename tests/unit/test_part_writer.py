@@ -183,14 +183,14 @@ def test_what_another_build_left_is_not_gone_on_with(
 def test_a_shard_that_was_completed_after_the_position_is_open_again(tmp_path: Path) -> None:
     records = [Record(fields={"text": str(number)}) for number in range(4)]
     for name in ("whole", "resumed"):
-        writer = FolderWriter(tmp_path / name, 3, Position())
+        writer = FolderWriter(tmp_path / name / "x", 3, Position())
         position = Position()
         for number, record in enumerate(records):
             position = writer.position() if number == 2 else position
             writer.write(number, record)
         if name == "resumed":
             writer.close()
-            writer = FolderWriter(tmp_path / name, 3, position)
+            writer = FolderWriter(tmp_path / name / "x", 3, position)
             for number in (2, 3):
                 writer.write(number, records[number])
         writer.finish()
