@@ -94,6 +94,17 @@ def test_remote_members_are_those_on_disk(
         assert reader.traffic.bytes_fetched == sum(shard.stat().st_size for shard in folder.iterdir())
 
 
+def test_each_thread_holds_its_own_sample(folder: Path, server: FileServer) -> None:
+    reader = ShardReader()
+    first, second, *_ = locations(folder, f"{server.url}/f")
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        one.submit(reader.read, first, first.text).result()
+        other.submit(reader.read, second, second.text).result()
+        one.submit(reader.read, first, first.images[0]).result()
+        other.submit(reader.read, second, second.images[1]).result()
+    assert sum(method == "GET" for method, _ in server.requests) == 2
+
+
 def test_a_copy_evicted_before_it_is_open_is_fetched_again(
     folder: Path, server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
