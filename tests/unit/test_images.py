@@ -82,7 +82,7 @@ def test_a_photograph_s_pixels_are_pillow_s_but_for_one_in_a_hundred(size: int) 
     assert np.abs(difference).mean() < 0.01
 
 
-@pytest.mark.parametrize("size", [(1, 1), (2, 1), (1, 5000), (5000, 1), (5, 5000), (5000, 5)])
+@pytest.mark.parametrize("size", [(1, 1), (2, 1), (1, 5000), (5000, 1), (5, 2000), (2000, 5)])
 def test_the_smallest_and_the_longest(size: tuple[int, int]) -> None:
     image = noise(*size)
     difference = np.abs(decode(encode(image)).astype(int) - padded_by_pillow(image, RULE))
