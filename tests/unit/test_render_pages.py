@@ -189,7 +189,8 @@ def given_pdf(path: Path, *, password: str = "") -> None:
     pdf.add_page()
     pdf.set_font("helvetica", size=14)
     pdf.text(30, 30, "First line of it.")
-    pdf.text(30, 40, "Second line.")
+    pdf.text(30, 40, "Second line of a well-")
+    pdf.text(30, 46, "known text.")
     pdf.add_page()
     pdf.image(Image.new("RGB", (30, 30), "red"), 10, 10)
     if password:
@@ -201,7 +202,7 @@ def test_pages_of_a_given_pdf(tmp_path: Path) -> None:
     given_pdf(tmp_path / "a.pdf")
     text, scan = read(tmp_path, "a.pdf")
     assert isinstance(text, RawSample)
-    assert text.fields["text"] == "<image>First line of it.\nSecond line."
+    assert text.fields["text"] == "<image>First line of it.\nSecond line of a well-known text."
     with Image.open(io.BytesIO(text.images[0])) as image:
         assert max(image.size) == 1024
     assert isinstance(scan, RecordError) and (scan.cause, scan.name) == ("no text", "page 2")

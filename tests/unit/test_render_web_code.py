@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -21,7 +22,7 @@ from tests.support.documents import material
 from tests.support.tiny_data import picture
 
 CODE = "import numpy\n\n# a comment\nx = 1\ny = 2\nz = 3\nprint(x)\n"  # five lines of code
-FEW = "import numpy\n# one\n# two\n\nx = 1\n"
+FEW = "import numpy\n# one\n# two\n    # three\n#four\n\nx = 1\n"
 
 
 def outcomes(format: Format, folder: Path) -> dict[str, list[RawSample | str]]:
@@ -129,17 +130,25 @@ def fake_browser(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize(
     ("script", "detail"),
-    [("exit 3", "ended with 3"), ("exit 0", "no image"), ("sleep 300 & wait", "not done in 1 seconds")],
+    [
+        ("exit 3", "ended with 3"),
+        ("exit 0", "no image"),
+        ("sleep 300 & echo $! > $CHILD; wait", "not done in 1 seconds"),
+    ],
 )
 def test_a_browser_that_fails(
     script: str, detail: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_browser(tmp_path / "bin", script, monkeypatch)
     monkeypatch.setattr(screenshots, "TIMEOUT", 1)
+    monkeypatch.setenv("CHILD", str(tmp_path / "child"))
     (tmp_path / "a.html").write_text("<p>text</p>")
     with pytest.raises(RecordError, match=detail) as raised:
         screenshots.screenshot(tmp_path / "a.html", 768)
     assert raised.value.cause == "browser failed"
+    if (tmp_path / "child").exists():
+        child = int((tmp_path / "child").read_text())
+        assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
 
 
 needs_browser = pytest.mark.skipif(
