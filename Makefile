@@ -12,6 +12,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile -c constraints.txt
 ENVIRONMENT := .venv/.complete
 RUN := runs/quickstart
+BENCHMARKS := attention_cpu image_path loaders read_amplification
 GOAL := $(firstword $(MAKECMDGOALS))
 
 DISK_GB := 3
@@ -63,8 +64,8 @@ check: $(ENVIRONMENT)  ## lint, format, types, import contracts, shell and Docke
 	$(BIN)/hadolint Dockerfile
 
 bench: $(ENVIRONMENT)  ## the benchmarks, each against a peer or a limit
-	@for file in benchmarks/[a-z]*.py; do [ ! -e "$$file" ] || $(BIN)/python "$$file" || exit 1; done
+	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit 1; echo; done
 
 clean:  ## remove what these targets made: .venv, data/quickstart, runs/quickstart, caches. Other runs stay
-	rm -rf .venv data/quickstart $(RUN) *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv data/quickstart $(RUN) benchmarks/.cache *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
