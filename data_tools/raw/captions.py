@@ -10,7 +10,7 @@ from data_tools.raw.containers import names_in, read_draft, records_digest, reco
 from data_tools.raw.documents import read_caption
 from data_tools.raw.format import Format, Material, RawSample, RecordError
 from data_tools.raw.joined import locate_annotations
-from data_tools.raw.places import Draft, Places
+from data_tools.raw.places import Draft, ItemDrafts
 from megatron_vl.data.index import file_sha256
 from megatron_vl.data.sample import IMAGE_FORMATS
 
@@ -19,7 +19,7 @@ IMAGE_SUFFIXES = tuple(f".{name}" for name in IMAGE_FORMATS)
 RECORDS = records_format(read_caption, locate_in_object=locate_annotations)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Pair:
     """An image of a folder, and its caption beside it."""
 
@@ -47,19 +47,6 @@ class Pair:
             raise RecordError("no text", f"{text} is no UTF-8: {error}") from error
 
 
-class Pairs(Places[Draft]):
-    """The images of a folder and of those below it, by name."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        self._names = names
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def _at(self, number: int) -> Draft:
-        return Draft(file="", place=Pair(name=self._names[number]))
-
-
 def _pairs(material: Material) -> list[str]:
     """The images of a folder of images; a folder of tars holds records, and one whose images lie elsewhere does."""
     folder = material.file
@@ -70,7 +57,7 @@ def _pairs(material: Material) -> list[str]:
 
 def _drafts(material: Material, field: str) -> Sequence[Draft]:
     names = _pairs(material)
-    return Pairs(names) if names else RECORDS.drafts(material, field)
+    return ItemDrafts(names, Pair) if names else RECORDS.drafts(material, field)
 
 
 def _read(material: Material, draft: Draft) -> Sequence[RawSample]:

@@ -1,7 +1,7 @@
 """Where records lie: sequences of small places, kept in arrays, since there may be tens of millions."""
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, overload
@@ -63,3 +63,16 @@ class Drafts(Places[Draft]):
         file = int(np.searchsorted(self._ends, number, side="right"))
         name, places = self._files[file]
         return Draft(file=name, place=places[number - (int(self._ends[file - 1]) if file else 0)])
+
+
+class ItemDrafts(Places[Draft]):
+    """A draft for each item of a sequence: a line of `raw.file`, or a name in it."""
+
+    def __init__(self, items: Sequence[Any], place_of: Callable[[Any], Place]) -> None:
+        self._items, self._place_of = items, place_of
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def _at(self, number: int) -> Draft:
+        return Draft(file="", place=self._place_of(self._items[number]))

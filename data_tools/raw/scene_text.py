@@ -24,7 +24,7 @@ from data_tools.raw.fields import IMAGE_FIELDS, one_image, record_fields, unmark
 from data_tools.raw.files import files_digest, read_file
 from data_tools.raw.format import Format, Material, RawSample, RecordError
 from data_tools.raw.joined import has_lists, locate_entries, locate_images
-from data_tools.raw.places import Draft, Place, Places
+from data_tools.raw.places import Draft, ItemDrafts, Place
 from data_tools.raw.reading_order import Word, in_reading_order
 from data_tools.raw.records import Span, locate_lines
 from megatron_vl.data.sample import IMAGE_FORMATS, IMAGE_MARK
@@ -85,7 +85,7 @@ def _word(word: dict[str, Any]) -> Word:
         ) from error
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class LabelLine:
     """A line of PaddleOCR's label file."""
 
@@ -111,7 +111,7 @@ class LabelLine:
             ) from error
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Truth:
     """A .txt file of ICDAR."""
 
@@ -141,19 +141,6 @@ def _parse_truth(number: int, line: str) -> dict[str, Any]:
     return {"transcription": text[1:-1] if is_quoted else text, "points": corners}
 
 
-class _Items(Places[Draft]):
-    """Drafts of a file's lines, or of a folder's files."""
-
-    def __init__(self, places: Sequence[Place]) -> None:
-        self._places = places
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def _at(self, number: int) -> Draft:
-        return Draft(file="", place=self._places[number])
-
-
 def _locate_in_object(path: Path, field: str, max_bytes: int) -> Sequence[Place]:
     locate = locate_images if has_lists(path, max_bytes) else locate_entries
     return locate(path, field, max_bytes)
@@ -168,10 +155,9 @@ def _truths(material: Material) -> list[str]:
 
 def _drafts(material: Material, field: str) -> Sequence[Draft]:
     if material.file.suffix == TRUTH_SUFFIX:
-        spans = locate_lines(material.file, field)
-        return _Items([LabelLine(span=span) for span in spans])
+        return ItemDrafts(locate_lines(material.file, field), LabelLine)
     if names := _truths(material):
-        return _Items([Truth(name=name) for name in names])
+        return ItemDrafts(names, Truth)
     return RECORDS.drafts(material, field)
 
 

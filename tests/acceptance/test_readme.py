@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.conversations import write_images
 from tests.support.runs import CHECKOUT, command, finish, metrics
 from tests.support.tiny_data import picture
 
 README = (CHECKOUT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
 COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line and not line.startswith("#")]
-TRAINING = [line for line in COMMANDS if "launch.pretrain" in line]
+OWN_IMAGES = [line for line in COMMANDS if "=images" in line]
+TRAINING = [line for line in COMMANDS if "launch.pretrain" in line and line not in OWN_IMAGES]
 CONVERSIONS = [line for line in COMMANDS if "launch.convert" in line]
 EVALUATIONS = [line for line in COMMANDS if "launch.evaluate" in line]
 TOOLS = [line for line in COMMANDS if "data_tools." in line and "build" not in line]
@@ -30,7 +32,9 @@ def in_this_environment(line: str) -> list[str]:
 
 def test_no_command_is_forgotten() -> None:
     assert TRAINING
-    assert sorted([*TRAINING, *CONVERSIONS, *EVALUATIONS, *TOOLS, *ELSEWHERE]) == sorted(COMMANDS)
+    assert sorted([*TRAINING, *OWN_IMAGES, *CONVERSIONS, *EVALUATIONS, *TOOLS, *ELSEWHERE]) == sorted(
+        COMMANDS
+    )
 
 
 @pytest.mark.parametrize("line", [line for line in TRAINING if "checkpoint.initial" not in line])
@@ -40,6 +44,19 @@ def test_training(line: str, data_root: Path, tmp_path: Path) -> None:
     status, output = finish([*in_this_environment(line), *overrides])
     assert status == 0, output
     assert len(metrics(tmp_path / "run")) == 2
+
+
+def test_own_images(tmp_path: Path) -> None:
+    """In the order of the page, over a folder as it describes one."""
+    for name in write_images(tmp_path / "photos", 12):
+        (tmp_path / "photos" / name).with_suffix(".txt").write_text(f"Picture {name}.")
+    places = {"raw.file=photos": f"raw.file={tmp_path}/photos", "run.dir=runs/": f"run.dir={tmp_path}/"}
+    for line in OWN_IMAGES:
+        for place, here in places.items():
+            line = line.replace(place, here)
+        status, output = finish([*in_this_environment(line), f"data.root={tmp_path}/data"])
+        assert status == 0, output
+    assert len(metrics(tmp_path / "images")) == 2
 
 
 def test_a_stage_from_the_weights_of_another_run(data_root: Path, tmp_path: Path) -> None:
