@@ -1,8 +1,8 @@
 """A page's text is what the page shows, by the word of a PDF reader; what cannot be shown is told."""
 
 import io
+import itertools
 import re
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ def in_reading_order(page: pdfium.PdfPage, template: Template) -> str:
             continue
         left, bottom, right, top = text.get_charbox(number, loose=True)
         assert 0 <= left < right <= template.width and 0 <= bottom < top <= template.height
-        column = int((left - template.margin + 1) / (template.column_width + template.gutter))
+        column = int((left - template.margin + template.size / 2) / (template.column_width + template.gutter))
         placed.append((column, -(bottom + top) / 2, left, character))
     lines: list[list[tuple[float, str]]] = []
     last: tuple[int, float] | None = None
@@ -85,7 +85,25 @@ def in_reading_order(page: pdfium.PdfPage, template: Template) -> str:
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(BLOCKS, st.integers(0, 1000))
 def test_the_text_of_a_page_is_what_stands_on_it(fonts: Fonts, blocks: list[Block], name: int) -> None:
-    template = draw_template(str(name), "".join(block.text for block in blocks), fonts)
+    pages, _ = drawn_as_told(blocks, str(name), fonts)
+    assert pages
+
+
+def test_the_text_of_many_pages_is_what_stands_on_them(fonts: Fonts) -> None:
+    """Templates of one column and of two, each with more text than two pages hold."""
+    kinds = itertools.cycle(["paragraph", "heading", "code", "item", "paragraph", "row"])
+    blocks = [Block(kind=next(kinds), text=f"{n} {LATIN}{HANZI}{LATIN}" * 4, level=2) for n in range(60)]
+    columns = set()
+    for name in range(6):
+        pages, template = drawn_as_told(blocks, str(name), fonts)
+        assert len(pages) > 2
+        columns.add(template.num_columns)
+    assert columns == {1, 2}
+
+
+def drawn_as_told(blocks: list[Block], name: str, fonts: Fonts) -> tuple[list[Page], Template]:
+    """The pages of a document, each compared with the PDF of them."""
+    template = draw_template(name, "".join(block.text for block in blocks), fonts)
     pages = list(lay_out(blocks, template, fonts))
     assert all(page.problem is None for page in pages)
     document = open_pdf(draw_pages(pages, template))
@@ -96,6 +114,7 @@ def test_the_text_of_a_page_is_what_stands_on_it(fonts: Fonts, blocks: list[Bloc
         assert squeezed(in_reading_order(drawn, template)) == squeezed(page.text)
     whole = "".join(page.text for page in pages)
     assert squeezed(whole) == squeezed("".join(block.text for block in blocks))
+    return pages, template
 
 
 def read(folder: Path, name: str, **raw: Any) -> list[RawSample | RecordError]:
@@ -176,11 +195,11 @@ def test_a_formula_takes_its_room(fonts: Fonts) -> None:
     for run in runs:
         lines.setdefault(run.y, []).append(run)
     for line in lines.values():
-        for left, right in pairwise(line):
+        for left, right in itertools.pairwise(line):
             assert left.x + left.width <= right.x + 1e-6
     heights = sorted(lines)
     tallest = max(run.content.height for run in runs if not isinstance(run.content, str))
-    assert min(below - above for above, below in pairwise(heights)) >= tallest
+    assert min(below - above for above, below in itertools.pairwise(heights)) >= tallest
 
 
 def given_pdf(path: Path, *, password: str = "") -> None:

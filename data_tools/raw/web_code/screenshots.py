@@ -73,12 +73,7 @@ def _options(folder: str, target: Path, width: int) -> list[str]:
     options = [
         *("--headless=new", "--disable-gpu", "--hide-scrollbars", "--no-first-run", "--disable-extensions"),
         *("--disable-background-networking", "--disable-sync", "--disable-dev-shm-usage", "--mute-audio"),
-        # No network, nor this machine's own servers: no name is found, and all goes to a proxy that is not there.
-        *(
-            "--host-resolver-rules=MAP * ~NOTFOUND",
-            "--proxy-server=127.0.0.1:9",
-            "--proxy-bypass-list=<-loopback>",
-        ),
+        "--host-resolver-rules=MAP * ~NOTFOUND",  # no network, nor servers of this machine
         f"--user-data-dir={folder}/profile",
         f"--screenshot={target}",
         f"--window-size={width},{WINDOW_HEIGHT}",
