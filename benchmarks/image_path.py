@@ -99,8 +99,8 @@ def figures(folder: Path, python: Path) -> dict[str, float]:
     for _ in range(REPEATS):
         for name, work in of_ours.items():
             times[name].append(cpu_ms(work, NUM_IMAGES))
-        peer = measured(python, script, str(folder), "usual", str(PEER_BATCHES))
-        times["webdataset + Pillow"].append(peer["cpu_ms"])
+        peer = measured(python, script, str(folder), str(PEER_BATCHES), "usual")
+        times["webdataset + Pillow"].append(peer["usual"])
     return {name: median(values) for name, values in times.items()}
 
 

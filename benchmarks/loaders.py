@@ -36,10 +36,10 @@ def figures(folder: Path, pythons: dict[str, Path]) -> dict[tuple[str, str], flo
     for _ in range(REPEATS):
         times.setdefault(("ours", "our recipe"), []).append(our_cost(folder, 1)["cpu_ms"])
         for name, python in pythons.items():
+            script = [str(PEERS / f"time_{name}.py")]
+            costs = measured(python, script, str(folder), str(BATCHES), *RECIPES, "--batches")
             for pixels, recipe in RECIPES.items():
-                script = [str(PEERS / f"time_{name}.py")]
-                cost = measured(python, script, str(folder), pixels, str(BATCHES), "--batches")
-                times.setdefault((name, recipe), []).append(cost["cpu_ms"])
+                times.setdefault((name, recipe), []).append(costs[pixels])
     return {side: median(values) for side, values in times.items()}
 
 

@@ -13,8 +13,10 @@ def convert(samples: Iterator[Sample], folder: Path) -> None:
 
 
 def samples(folder: Path) -> Iterator[Sample]:
-    for sample in StreamingDataset(str(in_its_format(folder, "litdata", convert)), shuffle=True):
-        yield sample["image"], sample["text"]
+    dataset = StreamingDataset(str(in_its_format(folder, "litdata", convert)), shuffle=True)
+    while True:
+        for sample in dataset:
+            yield sample["image"], sample["text"]
 
 
 if __name__ == "__main__":

@@ -25,8 +25,10 @@ def convert(samples: Iterator[Sample], folder: Path) -> None:
 
 def samples(folder: Path) -> Iterator[Sample]:
     local = in_its_format(folder, "streaming", convert)
-    for sample in StreamingDataset(local=str(local), shuffle=True, batch_size=1):
-        yield sample["image"], sample["text"]
+    dataset = StreamingDataset(local=str(local), shuffle=True, batch_size=1)
+    while True:
+        for sample in dataset:
+            yield sample["image"], sample["text"]
 
 
 if __name__ == "__main__":

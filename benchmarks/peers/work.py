@@ -27,7 +27,7 @@ TOWERS = {
 WARM_UP_BATCHES, BATCH_SIZE = 4, 6  # a row of 4096 positions holds six samples
 
 Sample = tuple[bytes, str]  # image file, caption
-Samples = Callable[[Path], Iterator[Sample]]
+Samples = Callable[[Path], Iterator[Sample]]  # of a folder's, epoch after epoch
 
 
 def decode_by_pillow(data: bytes) -> Image.Image:
@@ -60,18 +60,18 @@ PIXELS = {"usual": pixels_as_usual, "best": pixels_at_best, "one-square": one_sq
 
 
 def time_loader(samples: Samples) -> None:
-    """The main of a peer's script: prints CPU milliseconds a sample, of all of the process's threads."""
+    """The main of a peer's script: prints, for each way to make pixels, CPU milliseconds a sample, of all threads."""
     parser = ArgumentParser()
     parser.add_argument("folder", type=Path)
-    parser.add_argument("pixels", choices=PIXELS)
     parser.add_argument("num_batches", type=int)
+    parser.add_argument("pixels", choices=PIXELS, nargs="+")
     parser.add_argument("--batches", action="store_true", help="tokens too, and all of it as batches")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    pixels_of, endless = PIXELS[options.pixels], _again_and_again(samples, options.folder)
+    endless = samples(options.folder)
     tokenizer = Tokenizer.from_file(str(options.folder / "tokenizer.json"))
 
-    def batch() -> None:
+    def batch(pixels_of: Callable[[bytes], list[torch.Tensor]]) -> None:
         images, tokens = [], []
         for data, caption in islice(endless, BATCH_SIZE):
             images.append(pixels_of(data))
@@ -82,13 +82,15 @@ def time_loader(samples: Samples) -> None:
             for of_one_tower in zip(*images, strict=True):
                 torch.stack(of_one_tower)
 
-    for _ in range(WARM_UP_BATCHES):
-        batch()
-    begun = time.process_time()
-    for _ in range(options.num_batches):
-        batch()
-    cpu_ms = (time.process_time() - begun) * 1e3 / (options.num_batches * BATCH_SIZE)
-    print(json.dumps({"cpu_ms": cpu_ms}))
+    def cpu_ms(pixels_of: Callable[[bytes], list[torch.Tensor]]) -> float:
+        for _ in range(WARM_UP_BATCHES):
+            batch(pixels_of)
+        begun = time.process_time()
+        for _ in range(options.num_batches):
+            batch(pixels_of)
+        return (time.process_time() - begun) * 1e3 / (options.num_batches * BATCH_SIZE)
+
+    print(json.dumps({name: cpu_ms(PIXELS[name]) for name in options.pixels}))
 
 
 def in_its_format(folder: Path, name: str, convert: Callable[[Iterator[Sample], Path], None]) -> Path:
@@ -108,11 +110,6 @@ def _samples_of_shards(folder: Path) -> Iterator[Sample]:
             files = [tar.extractfile(member).read() for member in tar]
         for image, text in zip(files[::2], files[1::2], strict=True):
             yield image, json.loads(text)["text"]
-
-
-def _again_and_again(samples: Samples, folder: Path) -> Iterator[Sample]:
-    while True:
-        yield from samples(folder)
 
 
 def _square_of_bytes(pixels_13HW: torch.Tensor, side: int) -> torch.Tensor:

@@ -1,10 +1,12 @@
-"""A benchmark's last line: JSON with the agreed keys, whose `met` needs every goal."""
+"""A benchmark's last line: JSON with the agreed keys, whose `met` needs every goal; peers are never left out."""
 
 import json
+from pathlib import Path
 from typing import Literal
 
 import pytest
 
+from benchmarks import image_path, loaders, peer_environments
 from benchmarks.report import Goal, print_goals, run_benchmark, table
 from megatron_vl.config.errors import UserError
 
@@ -70,3 +72,31 @@ def test_what_a_user_can_mend_is_one_line(capsys: pytest.CaptureFixture[str]) ->
         1,
         "error: the environment of litdata cannot be made\n",
     )
+
+
+@pytest.mark.parametrize(
+    ("peer", "decode", "met"), [(20.0, 3.0, True), (19.0, 3.0, False), (20.0, 2.5, False)]
+)
+def test_the_image_path_is_compared_with_the_peer_and_with_its_stages(
+    peer: float, decode: float, met: bool
+) -> None:
+    stages = {"read": 0.25, "decode": decode, "resize": 0.5, "pad": 0.25}
+    goals = image_path.goals({"webdataset + Pillow": peer, "ours": 5.0, **stages})
+    assert all(goal.met for goal in goals) is met
+
+
+@pytest.mark.parametrize(("litdata", "met"), [(5.0, True), (4.9, False)])
+def test_loaders_are_compared_with_the_fastest_peer_for_both_towers(litdata: float, met: bool) -> None:
+    medians = {("ours", "our recipe"): 5.0, ("webdataset", "our recipe"): 1.0}
+    medians |= {("webdataset", "both towers"): 6.0, ("litdata", "both towers"): litdata}
+    (goal,) = loaders.goals(medians)
+    assert (goal.peer, goal.met) == (litdata, met)
+
+
+def test_an_environment_that_cannot_be_made_is_an_error_with_the_peer_s_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(peer_environments, "CACHE", tmp_path)
+    monkeypatch.setattr("sys.executable", "false")
+    with pytest.raises(UserError, match=r"litdata: `false -m venv .* failed with status 1"):
+        peer_environments.peer_python("litdata")
