@@ -41,7 +41,8 @@ def fetch_packages(config: DataConfig, report: Callable[[str], None]) -> None:
 def _fetch(name: str, version: str | None, report: Callable[[str], None]) -> None:
     folder, aside = FOLDER / name, FOLDER / f"{name}.unfinished"
     if folder.is_dir():
-        found = (folder / VERSION_NAME).read_text().strip()
+        recorded = folder / VERSION_NAME
+        found = recorded.read_text().strip() if recorded.exists() else "unknown"  # one that was brought here
         if version in (None, found):
             report(f"{folder} is version {found} of the package; it is used as it is")
             return

@@ -1,6 +1,7 @@
 """What the Debian packages' files say, and that the data sets made of them are in order."""
 
 import gzip
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from hydra import compose, initialize_config_module
 from data_tools.raw import man_pages, named_images, text_files
 from data_tools.raw.format import Format, RawSample, RecordError
 from data_tools.raw.formats import FORMATS
+from megatron_vl.config.errors import UserError
 from megatron_vl.config.root import register_schemas
 from tests.support.documents import material
 from tests.support.tiny_data import picture
@@ -89,6 +91,14 @@ def test_manual_pages(tmp_path: Path) -> None:
         "cut.1.gz": ["cannot be read"],
         "link.1.gz": ["no text"],
     }
+
+
+def test_what_a_format_needs_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("data_tools.raw.man_pages", "data_tools.raw.render.pandoc"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setitem(sys.modules, "pypandoc", None)
+    with pytest.raises(UserError, match=r"needs pypandoc: pip install 'megatron-vl\[build\]'"):
+        FORMATS["man_pages"].drafts(material(tmp_path), "raw.file")
 
 
 @pytest.mark.parametrize("name", ["debian", "debian_captions", "debian_screenshots"])

@@ -67,6 +67,12 @@ def test_another_version_is_fetched(log: Path) -> None:
     assert (FOLDER / "stamps/VERSION").read_text() == "1:1.0\n"
 
 
+def test_a_folder_that_was_brought_is_used(log: Path) -> None:
+    (FOLDER / "stamps/usr").mkdir(parents=True)
+    assert fetch("stamps") == [f"{FOLDER}/stamps is version unknown of the package; it is used as it is"]
+    assert not log.exists()
+
+
 @pytest.mark.parametrize(
     ("package", "words"),
     [
