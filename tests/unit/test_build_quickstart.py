@@ -49,7 +49,7 @@ def target_texts(part: Part) -> list[list[str]]:
     """Per folder of a part, what each sample teaches: its text, or the answers of its conversation."""
     texts: list[list[str]] = [[] for _ in part.folders]
     for draft in part.drafts:
-        for of_folder, record in zip(texts, part.render(draft), strict=True):
+        for of_folder, (record,) in zip(texts, part.render(draft).records, strict=True):
             messages = record.fields.get("messages", [])
             answers = [message["content"] for message in messages if message["role"] == "assistant"]
             of_folder.append("\n".join(sorted(answers)) or record.fields["text"])
