@@ -22,8 +22,8 @@ from benchmarks.our_loader import NAME, STAGE, open_photographs
 from benchmarks.peer_environments import CPU, PEERS, measured, peer_python
 from benchmarks.photographs import samples_folder
 from benchmarks.report import Goal, print_goals, run_benchmark, table
-from megatron_vl.data.index import Location
 from megatron_vl.data.loader import Role
+from megatron_vl.data.shard_index import Location
 from megatron_vl.data.types import Unit
 from megatron_vl.data.units import IndexedUnits
 from megatron_vl.train.sources import Sources

@@ -14,14 +14,17 @@ from benchmarks.photographs import BOS, EOS, IMAGE
 from megatron_vl.config.data import DataConfig, SourceConfig
 from megatron_vl.config.model import LanguageConfig, ModelConfig, SamConfig, SiglipConfig, VisionConfig
 from megatron_vl.config.parallel import ParallelConfig
+from megatron_vl.config.root import PretrainConfig
 from megatron_vl.config.train import StageConfig
 from megatron_vl.data.indexing import build_index
-from megatron_vl.data.loader import Loader, Role, UnitContent
+from megatron_vl.data.loader import Loader, LoadingRule, Role, UnitContent
+from megatron_vl.data.plan import Planner
 from megatron_vl.data.types import Unit
 from megatron_vl.data.units import IndexedUnits
 from megatron_vl.planning.topology import Topology
+from megatron_vl.train.planning import plan_settings
 from megatron_vl.train.settings import StageSettings
-from megatron_vl.train.sources import Sources, build_planner, open_sources, row_rule, text_rule
+from megatron_vl.train.sources import Sources, open_sources, row_rule, text_rule
 
 NAME, WARM_UP_STEPS, ROWS_PER_STEP = "photographs", 2, 4
 EVERYTHING = Role(reads_tokens=True, reads_images=True, reads_labels=True)
@@ -39,7 +42,7 @@ STAGE = StageSettings(
     ),
     parallel=ParallelConfig(),
     topology=Topology(world_size=1),
-    layout="",
+    layout="EL",
     first_global_step=1,
 )
 
@@ -78,12 +81,15 @@ def open_photographs(folder: Path) -> Sources:
 def cost(folder: Path, num_threads: int, num_steps: int) -> dict[str, float]:
     """Milliseconds a sample. Samples that were read ahead and never asked for count too."""
     sources, rows = open_photographs(folder), row_rule(STAGE)
-    planner = build_planner(sources, STAGE, data_config(folder), seed=0, data_rank=0)
+    config = PretrainConfig(model=MODEL, data=data_config(folder))
+    planner = Planner(sources.tables(), plan_settings(config, STAGE, sources))
     units = IndexedUnits(sources.training, sources.content, rows.sequence_length, EVERYTHING)
+
+    rule = LoadingRule(num_threads=num_threads)
 
     def run(count: int) -> CountingUnits:
         reader = CountingUnits(units)
-        with Loader(planner, reader, sources.content, rows, EVERYTHING, num_threads=num_threads) as loader:
+        with Loader(planner, reader, sources.content, rows, EVERYTHING, rule) as loader:
             for _ in range(count):
                 next(loader)
         return reader

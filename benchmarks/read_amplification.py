@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from benchmarks.report import Goal, print_goals, run_benchmark, table
 from megatron_vl.data.deal import DealSettings, SourceDeal, SourceTable
 from megatron_vl.data.hashing import permutation, random_words
+from megatron_vl.data.plan_state import FIRST
 
 ROW = 4096
 WINDOW = 4  # data.shuffle_window
@@ -85,9 +86,10 @@ class Corpus:
         self.source = SourceTable(
             name="simulated",
             modality="text" if documents else "multimodal",
-            num_tokens=self.tokens,
-            num_images=images,
-            shard_starts=np.arange(num_shards + 1) * samples_per_shard,
+            num_samples=num,
+            num_images=int(images.sum()),
+            first_samples=np.arange(num_shards) * samples_per_shard,
+            read=lambda start, stop: (self.tokens[start:stop], images[start:stop]),
             digest="",
         )
 
@@ -151,15 +153,22 @@ def run_by(deal: SourceDeal, lanes: range, num_nodes: int) -> tuple[Int64Array, 
 
     That is drawn for each pack, as what balances their costs may send a pack anywhere in the group.
     """
-    orders = [
-        [deal.unit(lane, 0, place).sample for place in range(deal.num_units(lane, 0))] for lane in lanes
-    ]
+    orders = [_epoch(deal, lane) for lane in lanes]
     places = np.concatenate([np.arange(len(order)) for order in orders])
     lane_of = np.repeat(np.arange(len(orders)), [len(order) for order in orders])
     packs = places // UNITS_PER_PACK * len(orders) + lane_of
     owners = (random_words(11, int(packs.max()) + 1) % np.uint64(num_nodes)).astype(np.int64)[packs]
     side_by_side = np.argsort(places, kind="stable")
     return np.concatenate(orders)[side_by_side], owners[side_by_side]
+
+
+def _epoch(deal: SourceDeal, lane: int) -> list[int]:
+    """The samples of a lane's first epoch, one for each unit."""
+    samples, cursor = [], FIRST
+    while (dealt := deal.next(lane, cursor, 1)) is not None:
+        samples.append(dealt.unit.sample)
+        cursor = dealt.cursor
+    return samples
 
 
 def global_reads(cluster: Cluster, corpus: Corpus) -> list[Int64Array]:

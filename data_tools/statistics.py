@@ -26,15 +26,17 @@ def statistics_table(config: DataConfig) -> Table:
     rule = text_rule(config)
     for name, folder in source_folders(config).items():
         index = SourceIndex.open(folder, rule, name=name, build_command=config.build_command)
-        lengths = index.num_text_tokens
+        lengths = np.concatenate(
+            [index.columns(number).num_text_tokens for number in range(index.num_shards)]
+        )
         table.add_row(
             name,
             f"{index.num_samples:,}",
-            f"{index.num_images.sum():,}",
+            f"{index.num_images:,}",
             f"{lengths.sum():,}",
             f"{lengths.mean():.0f}",
             *(f"{np.quantile(lengths, quantile):.0f}" for quantile in QUANTILES.values()),
-            f"{sum(shard.size_bytes for shard in index.shards) / 1e6:.1f}",
+            f"{index.size_bytes / 1e6:.1f}",
         )
     return table
 

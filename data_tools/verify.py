@@ -47,7 +47,7 @@ def folder_problems(name: str, folder: Path, config: DataConfig) -> Iterator[str
     except UserError as error:
         yield str(error)
         return
-    for shard in index.shards:
+    for shard in index.shards():
         found = file_sha256(folder / shard.name)
         if found != shard.sha256:
             difference = f"sha256 {found[:12]}, not {shard.sha256[:12]}"

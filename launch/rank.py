@@ -30,7 +30,7 @@ def run_rank(
     quiet_libraries()
     device = pick_device(environment.local_rank)
     require_gpu_extra(device, config.parallel.transformer_engine)
-    sources = open_sources(config.data, config.model, stages)
+    sources = open_sources(config.data, config.model, stages, check_shards=environment.rank == 0)
     initialize_distributed(environment, device, config.run.timeout_seconds)
     found = find_start(config, directory)
     writes = environment.rank == 0

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass, field
 
+ON_BAD_SAMPLE = ("mask", "refuse")
+ON_CHANGE = ("refuse", "restart_sources")
+
 
 @dataclass(kw_only=True)
 class FilterConfig:
@@ -92,9 +95,14 @@ class DataConfig:
     shuffle_window: int = 4  # pieces of shards that a lane shuffles together
     packing_window: int = 64  # samples that a lane packs together
     max_carry_steps: int = 8  # a carried sample older than this many of its lane's batches is emitted first
+    flush_steps: int = 256  # batches of its modality after which a lane has emitted all that it carries
+    balance_lanes: int = 64  # neighbouring lanes whose rows are dealt to their ranks by cost; 0 deals none
     max_images_per_pack: int = 16
     image_rounding: str = "truncate"  # of a resized side: as the official code; "round" as transformers
     max_image_pixels: int = 50_000_000
     max_sample_bytes: int = 64_000_000
+    on_bad_sample: str = "mask"  # one that cannot be used: mask its loss and count it, or refuse to go on
     max_failed_fraction: float = 0.01  # of the samples seen, once 100 were seen or 10 failed
+    on_change: str = "refuse"  # on resume, where sources or mixture changed: refuse, or restart_sources
     prefetch_steps: int = 2
+    workers: int = 4  # threads of a rank that read and decode; 0 leaves it to the one that prepares steps

@@ -27,6 +27,8 @@ class StageConfig:
     sources: dict[str, float] = field(default_factory=dict)
     text_ratio: float = 0.0  # share of text-only global batches
     text_warmup_fraction: float = 0.0  # over which that share falls from 1
+    grouping: str = "step"  # a step is of one modality; phase: each step is mixed, first images, then text
+    max_epochs: dict[str, int] = field(default_factory=dict)  # by source; without an entry it repeats
 
     learning_rate: float = 0.0
     vision_learning_rate_scale: float = 1.0

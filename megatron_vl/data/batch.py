@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from megatron_vl.data.microbatch import Microbatch
 from megatron_vl.data.text import EncodedSample
-from megatron_vl.data.types import Microbatch, Pack, Unit
+from megatron_vl.data.types import Pack, Unit
 
 PADDING = -1  # in Microbatch.segment_units
 

@@ -4,43 +4,52 @@ shards ─ cut ─> chunks ─ shuffled per epoch, dealt in turn ─> lane's chu
 
 A chunk is a shard, or a range of one where shards are too few to give every lane a window of them. A unit
 is a sample, or one row-long piece of a document longer than a row. Only the windows that lanes stand in are
-held, as arrays; everything else follows from the key, the lane, the epoch and the position.
+read and held; everything else follows from the key, the lane, the epoch and the window. So memory depends on the
+number of lanes and the size of a window, not on the size of the source.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
 
 from megatron_vl.config.errors import UserError
-from megatron_vl.data.hashing import permutation, stream_key
+from megatron_vl.data.hashing import permutation, shuffled, stream_key
+from megatron_vl.data.plan_state import Cursor
 from megatron_vl.data.types import TEXT, Unit
 
 IntArray = npt.NDArray[np.integer]
 Int64Array = npt.NDArray[np.int64]
 
+MAX_EMPTY_EPOCHS = 3  # of a lane, one after the other
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SourceTable:
-    """What planning knows of a source: columns with one entry per sample, and where shards begin.
+    """What planning knows of a source: where its shards begin, and a way to its columns.
+
+    first_samples: [shards], rising from 0; may be a view of a mapped file.
+    read: gives the positions in a row, image tokens included, and the images of samples start to stop, [stop - start]
+        each.
+    digest: of the index and of the rule that counts image tokens.
 
     Raises UserError where a source of modality text holds images.
     """
 
     name: str
     modality: str
-    num_tokens: IntArray  # [samples] positions in a row, image tokens included
-    num_images: IntArray  # [samples]
-    shard_starts: IntArray  # [shards + 1] samples of shard s are shard_starts[s] : shard_starts[s + 1]
-    digest: str  # of the index and of the rule that counts image tokens
+    num_samples: int
+    num_images: int
+    first_samples: IntArray
+    read: Callable[[int, int], tuple[IntArray, IntArray]]
+    digest: str
 
     def __post_init__(self) -> None:
-        if self.modality == TEXT and self.num_images.any():
-            sample = int(np.flatnonzero(self.num_images)[0])
+        if self.modality == TEXT and self.num_images:
             raise UserError(
-                f"data.sources.{self.name}.modality is text, but its sample {sample} holds "
-                f"{self.num_images[sample]} image(s); the modality must be multimodal"
+                f"data.sources.{self.name}.modality is text, but its samples hold {self.num_images} image(s); the "
+                "modality must be multimodal"
             )
 
 
@@ -55,6 +64,17 @@ class DealSettings:
     max_images_per_pack: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Dealt:
+    """A unit, of how many pieces its sample has, where the lane stands after it, and how many samples it left out
+    on the way: those that no row can hold."""
+
+    unit: Unit
+    num_pieces: int
+    cursor: Cursor
+    num_left_out: int
+
+
 def piece_range(num_tokens: int, piece: int, sequence_length: int) -> tuple[int, int]:
     """Positions [start, stop) of a document's piece: all pieces are a row long but the last."""
     start = piece * sequence_length
@@ -64,105 +84,94 @@ def piece_range(num_tokens: int, piece: int, sequence_length: int) -> tuple[int,
 class SourceDeal:
     """The units of `table` that fit a row, in each lane's order.
 
-    Samples with images that are longer than a row or hold more images than one are left out and counted
-    (`num_left_out`), as are samples without a position. Raises UserError where fewer are left than lanes.
+    Samples with images that are longer than a row or hold more images than one are left out, as are samples
+    without a position. Raises UserError where there are fewer samples than lanes.
     """
 
     def __init__(self, table: SourceTable, settings: DealSettings) -> None:
         self.table, self.settings = table, settings
-        row, cap = settings.sequence_length, settings.max_images_per_pack
-        tokens, images = table.num_tokens.astype(np.int64), table.num_images
-        self._kept = np.flatnonzero((tokens > 0) & ((images == 0) | ((tokens <= row) & (images <= cap))))
-        self.num_left_out = len(tokens) - len(self._kept)
-        self._check_enough()
-        self._num_pieces = -(-tokens[self._kept] // row)
-        self._unit_starts = np.concatenate(([0], np.cumsum(self._num_pieces)))
-        shard_bounds = np.unique(np.searchsorted(self._kept, table.shard_starts))  # none for emptied shards
-        self._chunk_bounds = cut_shards(shard_bounds, settings.lanes * settings.shuffle_window)
-        self._lane_epochs: dict[int, _LaneEpoch] = {}
-        self._windows: dict[int, _Window] = {}
-
-    @property
-    def units_per_sample(self) -> Fraction:
-        """The mean number of units that a sample is cut into."""
-        return Fraction(int(self._unit_starts[-1]), len(self._kept))
-
-    def num_units(self, lane: int, epoch: int) -> int:
-        """How many units the lane is dealt in the epoch; at least 1."""
-        return int(self._lane_epoch(lane, epoch).window_ends[-1])
-
-    def unit(self, lane: int, epoch: int, position: int) -> Unit:
-        """The lane's unit at `position` of its epoch, 0 <= position < num_units."""
-        window = self._window(lane, epoch, position)
-        place = position - window.start
-        sample, piece = int(window.samples[place]), int(window.pieces[place])
-        start, stop = piece_range(int(self.table.num_tokens[sample]), piece, self.settings.sequence_length)
-        return Unit(
-            source=self.table.name,
-            sample=sample,
-            piece=piece,
-            num_tokens=stop - start,
-            num_images=int(self.table.num_images[sample]),
-        )
-
-    def _check_enough(self) -> None:
-        name, lanes = self.table.name, self.settings.lanes
-        row, cap = self.settings.sequence_length, self.settings.max_images_per_pack
-        found = (
-            f"data.sources.{name}: of {len(self.table.num_tokens)} samples, {len(self._kept)} fit a row of "
-            f"{row} tokens (sequence_length) and {cap} images (data.max_images_per_pack)"
-        )
-        if len(self._kept) == 0:
-            raise UserError(f"{found}; lengthen the row, raise the cap, or leave the source out")
-        if len(self._kept) < lanes:
+        if table.num_samples < settings.lanes:
             raise UserError(
-                f"{found}, but each of the {lanes} lanes needs one; add samples, leave the source out, or "
-                f"set data.lanes to at most {len(self._kept)}"
+                f"data.sources.{table.name} has {table.num_samples} samples, but each of the {settings.lanes} lanes "
+                f"needs one; add samples, leave the source out, or set data.lanes to at most {table.num_samples}"
             )
+        num_chunks = settings.lanes * settings.shuffle_window
+        self._cuts: Int64Array | None = None  # bounds of chunks, where shards are cut
+        self._num_chunks = len(table.first_samples)
+        if self._num_chunks < num_chunks:
+            self._cuts = cut_shards(
+                np.append(table.first_samples, table.num_samples).astype(np.int64), num_chunks
+            )
+            self._num_chunks = len(self._cuts) - 1
+        self._windows: dict[int, tuple[Cursor, _Window]] = {}  # by lane; the cursor's position is 0
 
-    def _lane_epoch(self, lane: int, epoch: int) -> "_LaneEpoch":
-        held = self._lane_epochs.get(lane)
-        if held is not None and held.epoch == epoch:
-            return held
-        order = permutation(stream_key(self.settings.key, epoch), len(self._chunk_bounds) - 1)
-        chunks = order[lane :: self.settings.lanes]
-        chunk_ends = np.cumsum(
-            self._unit_starts[self._chunk_bounds[chunks + 1]] - self._unit_starts[self._chunk_bounds[chunks]]
-        )
-        lasts = np.arange(self.settings.shuffle_window - 1, len(chunks), self.settings.shuffle_window)
-        window_ends = chunk_ends[np.union1d(lasts, [len(chunks) - 1])]
-        self._lane_epochs[lane] = _LaneEpoch(epoch=epoch, chunks=chunks, window_ends=window_ends)
-        return self._lane_epochs[lane]
+    def next(self, lane: int, cursor: Cursor, max_epochs: int | None) -> Dealt | None:
+        """The unit at or after `cursor`; None where the lane has seen `max_epochs` epochs.
 
-    def _window(self, lane: int, epoch: int, position: int) -> "_Window":
+        Raises UserError where there is none in MAX_EMPTY_EPOCHS epochs.
+        """
+        begun, num_left_out = cursor.epoch, 0
+        while max_epochs is None or cursor.epoch < max_epochs:
+            window = self._window(lane, cursor)
+            if cursor.position == 0:
+                num_left_out += window.num_left_out
+            if cursor.position < len(window.samples):
+                unit, num_pieces = window.unit(self.table.name, cursor.position)
+                after = cursor._replace(position=cursor.position + 1)
+                if after.position == len(window.samples):
+                    after = self._next_window(lane, cursor)
+                return Dealt(unit=unit, num_pieces=num_pieces, cursor=after, num_left_out=num_left_out)
+            cursor = self._next_window(lane, cursor)
+            if cursor.epoch - begun > MAX_EMPTY_EPOCHS:
+                raise UserError(
+                    f"data.sources.{self.table.name}: of {num_left_out} samples dealt to lane {lane}, none fits a row "
+                    f"of {self.settings.sequence_length} tokens (sequence_length) and "
+                    f"{self.settings.max_images_per_pack} images (data.max_images_per_pack); lengthen the row, raise "
+                    "the cap, or leave the source out"
+                )
+        return None
+
+    def _next_window(self, lane: int, cursor: Cursor) -> Cursor:
+        num_chunks = len(range(lane, self._num_chunks, self.settings.lanes))
+        num_windows = -(-num_chunks // self.settings.shuffle_window)
+        if cursor.window + 1 < num_windows:
+            return Cursor(cursor.epoch, cursor.window + 1, 0)
+        return Cursor(cursor.epoch + 1, 0, 0)
+
+    def _window(self, lane: int, cursor: Cursor) -> "_Window":
+        start = cursor._replace(position=0)
         held = self._windows.get(lane)
-        if held is not None and held.holds(epoch, position):
-            return held
-        lane_epoch = self._lane_epoch(lane, epoch)
-        index = int(np.searchsorted(lane_epoch.window_ends, position, side="right"))
-        width = self.settings.shuffle_window
-        chunks = lane_epoch.chunks[index * width : (index + 1) * width]
-        rows = np.concatenate([np.arange(*self._chunk_bounds[chunk : chunk + 2]) for chunk in chunks])
-        num_pieces = self._num_pieces[rows]
-        first_units = np.repeat(np.cumsum(num_pieces) - num_pieces, num_pieces)
-        order = permutation(stream_key(self.settings.key, epoch, lane, index), len(first_units))
-        self._windows[lane] = _Window(
-            epoch=epoch,
-            start=int(lane_epoch.window_ends[index]) - len(order),
-            samples=np.repeat(self._kept[rows], num_pieces)[order],
-            pieces=(np.arange(len(first_units)) - first_units)[order],
+        if held is None or held[0] != start:
+            held = self._windows[lane] = start, self._read(lane, start)
+        return held[1]
+
+    def _read(self, lane: int, cursor: Cursor) -> "_Window":
+        settings = self.settings
+        first = lane + cursor.window * settings.shuffle_window * settings.lanes
+        stop = min(first + settings.shuffle_window * settings.lanes, self._num_chunks)
+        places = np.arange(first, stop, settings.lanes, dtype=np.int64)
+        chunks = shuffled(stream_key(settings.key, cursor.epoch), self._num_chunks, places)
+        ranges = [self._chunk_range(chunk) for chunk in chunks.tolist()]
+        columns = [self.table.read(*bounds) for bounds in ranges]
+        samples = np.concatenate([np.arange(*bounds, dtype=np.int64) for bounds in ranges])
+        tokens, images = (np.concatenate(parts).astype(np.int64) for parts in zip(*columns, strict=True))
+        return _shuffle(
+            samples, tokens, images, settings, stream_key(settings.key, cursor.epoch, lane, cursor.window)
         )
-        return self._windows[lane]
+
+    def _chunk_range(self, chunk: int) -> tuple[int, int]:
+        if self._cuts is not None:
+            return int(self._cuts[chunk]), int(self._cuts[chunk + 1])
+        starts = self.table.first_samples
+        stop = starts[chunk + 1] if chunk + 1 < len(starts) else self.table.num_samples
+        return int(starts[chunk]), int(stop)
 
 
 def cut_shards(bounds: Int64Array, num_chunks: int) -> Int64Array:
     """Bounds of chunks from bounds of shards (both rising, from 0 to the number of samples).
 
-    Shards stay whole if there are at least `num_chunks`; else they are cut into about equal ranges, at least
-    `num_chunks` in all or one per sample.
+    Shards are cut into about equal ranges, at least `num_chunks` in all or one per sample.
     """
-    if len(bounds) - 1 >= num_chunks:
-        return bounds
     size = max(1, int(bounds[-1]) // num_chunks)
     starts = []
     for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
@@ -172,22 +181,44 @@ def cut_shards(bounds: Int64Array, num_chunks: int) -> Int64Array:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _LaneEpoch:
-    """The chunks a lane is dealt in an epoch, and after how many of its units each shuffle window ends."""
-
-    epoch: int
-    chunks: Int64Array
-    window_ends: Int64Array
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
 class _Window:
-    """The shuffled units of the window a lane stands in; `start` is the position of the first."""
+    """The shuffled units of one of a lane's windows, as lists: they are taken one by one."""
 
-    epoch: int
-    start: int
-    samples: Int64Array
-    pieces: Int64Array
+    samples: list[int]
+    pieces: list[int]
+    num_tokens: list[int]  # of the piece
+    num_images: list[int]
+    num_pieces: list[int]  # of the sample
+    num_left_out: int
 
-    def holds(self, epoch: int, position: int) -> bool:
-        return epoch == self.epoch and self.start <= position < self.start + len(self.samples)
+    def unit(self, source: str, position: int) -> tuple[Unit, int]:
+        unit = Unit(
+            source,
+            self.samples[position],
+            self.pieces[position],
+            self.num_tokens[position],
+            self.num_images[position],
+        )
+        return unit, self.num_pieces[position]
+
+
+def _shuffle(
+    samples: Int64Array, tokens: Int64Array, images: Int64Array, settings: DealSettings, key: int
+) -> _Window:
+    row, cap = settings.sequence_length, settings.max_images_per_pack
+    kept = (tokens > 0) & ((images == 0) | ((tokens <= row) & (images <= cap)))
+    samples, tokens, images = samples[kept], tokens[kept], images[kept]
+    num_pieces = -(-tokens // row)
+    first_units = np.repeat(np.cumsum(num_pieces) - num_pieces, num_pieces)
+    pieces = np.arange(len(first_units)) - first_units
+    order = permutation(key, len(pieces))
+    repeated = [np.repeat(column, num_pieces)[order] for column in (samples, tokens, images, num_pieces)]
+    pieces = pieces[order]
+    return _Window(
+        samples=repeated[0].tolist(),
+        pieces=pieces.tolist(),
+        num_tokens=np.minimum(repeated[1] - pieces * row, row).tolist(),
+        num_images=repeated[2].tolist(),
+        num_pieces=repeated[3].tolist(),
+        num_left_out=len(kept) - int(kept.sum()),
+    )

@@ -59,17 +59,6 @@ class ImageRule:
         return red, green, blue
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImageTokens:
-    """How many tokens images become: the adaptor's output grid, fixed. Tiling would look at sizes."""
-
-    tokens_per_image: int
-
-    def count(self, image_sizes: NDArray[np.int32]) -> NDArray[np.int64]:
-        """Tokens of each image [N] from its width and height [N, 2]."""
-        return np.full(len(image_sizes), self.tokens_per_image, dtype=np.int64)
-
-
 def read_size(data: bytes) -> tuple[int, int]:
     """Upright (width, height) from the header alone; (0, 0) where no decoder understands it."""
     try:

@@ -1,15 +1,17 @@
 """The index of a folder of shards: what samples weigh and where their bytes are, so that plans read none.
 
-folder/index.json                 names, sizes and hashes of the shards, fingerprints of the text rule
+folder/index.json                 format, fingerprints of the text rule, the hash of shards.npy
+folder/shards.npy                 a table with one line per shard
 folder/shard-000000.index.npz     one entry per sample, or per image of a sample, in the order of the shard
 
-N samples of all shards, I their images, K shards.
+Nothing is held for a sample, and little for a shard: the table is mapped, a shard's columns are read when someone
+stands in it. N samples of all shards, K shards.
 """
 
 import hashlib
-import io
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,161 +20,198 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_vl.config.errors import UserError
-from megatron_vl.data.images import ImageTokens
+from megatron_vl.data.shard_index import Location, ShardIndex, arrays_name, parse_arrays
+from megatron_vl.data.storage.folder import DEFAULT_ACCESS, AccessRule, Folder, MissingError
+from megatron_vl.data.storage.opening import open_folder
 from megatron_vl.data.text import TextRule
 
-INDEX_NAME = "index.json"
-INDEX_FORMAT = "megatron-vl-index-1"
-MAX_CACHED_SHARDS = 256  # whose locations are held
+INDEX_NAME, TABLE_NAME = "index.json", "shards.npy"
+INDEX_FORMAT = "megatron-vl-index-2"
+SHARD_SUFFIX = ".tar"
+MAX_CACHED_SHARDS = 64  # whose columns are held; about 100 bytes a sample
+MAX_INDEX_BYTES, MAX_ARRAYS_BYTES = 1 << 20, 1 << 30
+MAX_NAME_BYTES = 96
 
-ShardArrays = dict[str, NDArray[Any]]
+_TABLE = np.dtype(
+    [
+        ("name", f"S{MAX_NAME_BYTES}"),
+        ("size_bytes", "<i8"),
+        ("sha256", "S64"),
+        ("index_sha256", "S64"),
+        ("first_sample", "<i8"),
+        ("num_samples", "<i8"),
+        ("num_images", "<i8"),
+        ("num_text_tokens", "<i8"),
+        ("num_unreadable_images", "<i8"),
+        ("max_image_pixels", "<i8"),
+    ]
+)
+BYTES_PER_SHARD = _TABLE.itemsize  # on disk; mapped, not held
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardEntry:
-    """A shard as index.json lists it. Hashes are sha256 in hex; `index_sha256` is of its .index.npz."""
+    """A line of the table. Hashes are sha256 in hex; `index_sha256` is of the shard's .index.npz.
+
+    `first_sample` counts those of the shards before; `max_image_pixels` is of the largest image.
+    """
 
     name: str
     size_bytes: int
     sha256: str
     index_sha256: str
+    first_sample: int
     num_samples: int
     num_images: int
     num_text_tokens: int
     num_unreadable_images: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Member:
-    """Where one file of a sample lies in its shard, in bytes."""
-
-    offset: int
-    size: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Location:
-    """Where a sample's bytes are."""
-
-    shard: str  # path
-    shard_bytes: int  # size of the shard when it was indexed
-    key: str
-    text: Member  # KEY.json
-    images: tuple[Member, ...]
+    max_image_pixels: int
 
 
 class SourceIndex:
-    """The columns of one indexed folder that plans are made from, and where each sample lies.
+    """What is known of one indexed folder, and where each of its samples lies.
 
     name: the source's name in the configuration.
-    num_samples: N.
-    num_text_tokens: int32 [N], text and eos tokens: a sample's sequence without bos and image tokens.
-    num_images: int32 [N].
-    image_starts: int64 [N + 1]; sample r has the images image_starts[r] to image_starts[r + 1].
-    image_sizes: int32 [I, 2], upright width and height; 0, 0 where the header is unreadable.
-    shard_starts: int64 [K], the first sample of each shard.
+    num_shards: K. num_samples: N. num_images, num_text_tokens, size_bytes: of all shards.
+    first_samples: int64 [K], the first sample of each shard; mapped.
     digest: sha256 hex of all that was indexed, fingerprints included; independent of where the folder is.
     """
 
-    def __init__(self, folder: Path, name: str, shards: list[ShardEntry], digest: str) -> None:
-        """Read the shards' arrays; `open` checks first. Raises UserError where they are not as written."""
-        self.folder, self.name, self.shards, self.digest = folder, name, shards, digest
-        columns = [_plan_columns(_load_arrays(folder, shard)) for shard in shards]
-        self.num_text_tokens, self.num_images, self.image_sizes = map(
-            np.concatenate, zip(*columns, strict=True)
+    def __init__(self, folder: Folder, name: str, access: AccessRule = DEFAULT_ACCESS) -> None:
+        """`open` finds and checks what this takes as it is. Raises UserError where the index is damaged."""
+        self.folder, self.name, self.access = folder, name, access
+        self.fingerprints, self.digest, table_sha256 = _read_index_file(folder)
+        self._table = _read_table(folder, table_sha256)
+        self.num_shards = len(self._table)
+        self.first_samples: NDArray[np.int64] = self._table["first_sample"]
+        self.num_samples = int(self.first_samples[-1] + self._table["num_samples"][-1])
+        self.num_images, self.num_text_tokens, self.size_bytes = (
+            int(self._table[column].sum()) for column in ("num_images", "num_text_tokens", "size_bytes")
         )
-        self.image_starts = _starts(self.num_images)
-        self.shard_starts = _starts(np.array([shard.num_samples for shard in shards]))[:-1]
-        self.num_samples = len(self.num_text_tokens)
-        self._shard_arrays = lru_cache(maxsize=MAX_CACHED_SHARDS)(
-            lambda shard: _with_starts(_load_arrays(folder, shards[shard]))
-        )
+        self.columns = lru_cache(maxsize=MAX_CACHED_SHARDS)(self._read_columns)
 
     @classmethod
     def open(
         cls,
-        folder: str | Path,
+        url: str | Path,
         text_rule: TextRule,
         *,
         name: str,
+        access: AccessRule = DEFAULT_ACCESS,
         max_image_pixels: int | None = None,
         build_command: str = "",
-        verify: bool = False,
+        check_shards: bool = True,
     ) -> "SourceIndex":
-        """The index of `folder`, checked against its shards and the text rule; `verify` also hashes shards.
+        """The index of the folder at `url`, checked against the text rule and, by one listing, against its
+        shards.
 
         Raises UserError: folder or index missing (names `build_command` if given), another tokenizer or chat
         template, a shard missing, empty, not indexed or changed, an image of more than `max_image_pixels`.
         """
-        folder = Path(folder)
-        fingerprints, shards, digest = _read_index_file(folder, name, build_command)
-        _check_fingerprints(fingerprints, text_rule, folder)
-        _check_shards(folder, shards, verify)
-        index = cls(folder, name, shards, digest)
+        folder = open_folder(url, access)
+        try:
+            index = cls(folder, name, access)
+        except MissingError as error:
+            raise _missing(folder, name, build_command) from error
+        _check_fingerprints(index.fingerprints, text_rule.fingerprints, folder)
+        if check_shards:
+            _check_shards(folder, index)
         if max_image_pixels is not None:
             index._check_image_sizes(max_image_pixels)
         return index
 
-    def num_positions(self, image_tokens: ImageTokens) -> NDArray[np.int64]:
-        """Positions that each sample [N] takes in a row: its sequence without the last token."""
-        per_image = _starts(image_tokens.count(self.image_sizes))
-        return self.num_text_tokens + per_image[self.image_starts[1:]] - per_image[self.image_starts[:-1]]
+    def shard(self, number: int) -> ShardEntry:
+        """Line `number` of the table."""
+        values: list[Any] = [
+            value.decode() if isinstance(value, bytes) else value for value in self._table[number].tolist()
+        ]
+        return ShardEntry(**dict(zip(_TABLE.names or (), values, strict=True)))
+
+    def shards(self) -> Iterator[ShardEntry]:
+        """The table, line by line."""
+        return (self.shard(number) for number in range(self.num_shards))
+
+    def ranges(self, start: int, stop: int) -> Iterator[tuple[int, slice]]:
+        """The shards that hold samples `start` to `stop`, and which of their own samples these are."""
+        number = self.shard_of(start)
+        while start < stop:
+            first = int(self.first_samples[number])
+            end = min(stop, first + int(self._table["num_samples"][number]))
+            yield number, slice(start - first, end - first)
+            start, number = end, number + 1
+
+    def shard_of(self, row: int) -> int:
+        """The number of the shard that holds sample `row`."""
+        return int(np.searchsorted(self.first_samples, row, side="right")) - 1
 
     def locate(self, row: int) -> Location:
-        """Where the bytes of sample `row` are."""
-        shard = int(np.searchsorted(self.shard_starts, row, side="right")) - 1
-        local = row - int(self.shard_starts[shard])
-        arrays, entry = self._shard_arrays(shard), self.shards[shard]
-        images = range(arrays["image_starts"][local], arrays["image_starts"][local + 1])
-        return Location(
-            shard=str(self.folder / entry.name),
-            shard_bytes=entry.size_bytes,
-            key=arrays["keys"][local].decode(),
-            text=_member(arrays["text_members"][local]),
-            images=tuple(_member(arrays["image_members"][image]) for image in images),
-        )
+        """Where the bytes of sample `row` are. Raises UserError where the shard's columns cannot be read."""
+        number = self.shard_of(row)
+        entry = self._table[number]
+        url = f"{self.folder.url}/{entry['name'].decode()}"
+        return self.columns(number).locate(row - int(entry["first_sample"]), url, int(entry["size_bytes"]))
 
     def key(self, row: int) -> str:
         """The key of sample `row`."""
         return self.locate(row).key
 
+    def _read_columns(self, number: int) -> ShardIndex:
+        entry = self.shard(number)
+        name = arrays_name(entry.name)
+        try:
+            data = self.folder.read(name, MAX_ARRAYS_BYTES)
+        except MissingError as error:
+            raise UserError(f"{error}; {_reindex(self.folder)}") from error
+        return parse_arrays(data, entry.index_sha256, f"{self.folder.url}/{name}", _reindex(self.folder))
+
     def _check_image_sizes(self, max_pixels: int) -> None:
-        num_pixels = self.image_sizes.astype(np.int64).prod(axis=1)
-        if not (num_pixels > max_pixels).any():
+        beyond = np.flatnonzero(self._table["max_image_pixels"] > max_pixels)
+        if not len(beyond):
             return
+        number = int(beyond[0])
+        columns, first = self.columns(number), int(self.first_samples[number])
+        num_pixels = columns.image_sizes.astype(np.int64).prod(axis=1)
         image = int(num_pixels.argmax())
-        row = int(np.searchsorted(self.image_starts, image, side="right")) - 1
-        width, height = self.image_sizes[image]
-        location = self.locate(row)
+        sample = int(np.searchsorted(columns.image_starts, image, side="right")) - 1
+        width, height = columns.image_sizes[image]
+        location = self.locate(first + sample)
         raise UserError(
-            f"image {image - int(self.image_starts[row])} of sample {location.key!r} in {location.shard} has "
+            f"image {image - int(columns.image_starts[sample])} of sample {location.key!r} in {location.shard} has "
             f"{width} x {height} = {num_pixels[image]} pixels; data.max_image_pixels is {max_pixels}. "
-            f"Raise it, or shrink the {int((num_pixels > max_pixels).sum())} images of {self.name} beyond it"
+            f"Raise it, or shrink the images beyond it, in {len(beyond)} shard(s) of {self.name}"
         )
 
 
-def write_index_file(folder: Path, text_rule: TextRule, shards: list[ShardEntry]) -> None:
-    """Write index.json, which makes the shards' arrays an index; atomic."""
+def write_index(folder: Path, text_rule: TextRule, shards: Sequence[ShardEntry]) -> None:
+    """Write shards.npy and index.json, which makes the shards' columns an index; atomic.
+
+    Raises UserError where a shard's name is too long for the table.
+    """
+    for shard in shards:
+        if len(shard.name.encode()) > MAX_NAME_BYTES:
+            raise UserError(f"{folder / shard.name}: the name of a shard has at most {MAX_NAME_BYTES} bytes")
+    table = np.array([tuple(asdict(shard).values()) for shard in shards], dtype=_TABLE)
+    aside = folder / f"{TABLE_NAME}.partial"
+    with aside.open("wb") as file:
+        np.save(file, table, allow_pickle=False)
     content = {
         "format": INDEX_FORMAT,
-        "fingerprints": _fingerprints(text_rule),
-        "shards": [vars(shard) for shard in shards],
+        "fingerprints": text_rule.fingerprints,
+        "num_shards": len(shards),
+        "num_samples": sum(shard.num_samples for shard in shards),
+        "table_sha256": file_sha256(aside),
     }
+    aside.replace(folder / TABLE_NAME)
     aside = folder / f"{INDEX_NAME}.partial"
     aside.write_text(json.dumps(content, indent=1))
     aside.replace(folder / INDEX_NAME)
 
 
-def arrays_path(folder: Path, shard_name: str) -> Path:
-    """Where the arrays of a shard are stored."""
-    return folder / f"{Path(shard_name).stem}.index.npz"
-
-
 def list_shards(folder: Path) -> list[Path]:
     """The shards of a folder in the order of their names. Raises UserError where there are none."""
-    shards = sorted(folder.glob("*.tar"))
+    shards = sorted(folder.glob(f"*{SHARD_SUFFIX}"))
     if not shards:
-        raise UserError(f"{folder} holds no shards (*.tar)")
+        raise UserError(f"{folder} holds no shards (*{SHARD_SUFFIX})")
     return shards
 
 
@@ -182,85 +221,60 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _fingerprints(text_rule: TextRule) -> dict[str, str]:
-    return {"tokenizer": text_rule.tokenizer_fingerprint, "chat template": text_rule.template_fingerprint}
+def _reindex(folder: Folder) -> str:
+    return f"(re)index {folder.url} with `python -m data_tools.index data=NAME`"
 
 
-def _reindex(folder: Path) -> str:
-    return f"(re)index {folder} with `python -m data_tools.index data=NAME`"
-
-
-def _read_index_file(
-    folder: Path, name: str, build_command: str
-) -> tuple[dict[str, str], list[ShardEntry], str]:
-    """Fingerprints, shards and digest."""
-    if not folder.is_dir():
+def _missing(folder: Folder, name: str, build_command: str) -> UserError:
+    """The folder, or the index in it, is not there."""
+    try:
+        files = folder.sizes()
+    except MissingError:
         remedy = (
             f"build it with `{build_command}`" if build_command else "see docs/data.md for what it must hold"
         )
-        raise UserError(f"data.sources.{name}: the folder {folder} does not exist; {remedy}")
-    try:
-        data = (folder / INDEX_NAME).read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"data.sources.{name}: {folder} has no {INDEX_NAME}; {_reindex(folder)}") from None
+        return UserError(f"data.sources.{name}: the folder {folder.url} does not exist; {remedy}")
+    lacking = next((file for file in (INDEX_NAME, TABLE_NAME) if file not in files), INDEX_NAME)
+    return UserError(f"data.sources.{name}: {folder.url} has no {lacking}; {_reindex(folder)}")
+
+
+def _read_index_file(folder: Folder) -> tuple[dict[str, str], str, str]:
+    """Fingerprints, digest, and the table's hash."""
+    data, path = folder.read(INDEX_NAME, MAX_INDEX_BYTES), f"{folder.url}/{INDEX_NAME}"
     try:
         content = json.loads(data)
         if content["format"] != INDEX_FORMAT:
-            raise UserError(f"{folder / INDEX_NAME} is not of the format {INDEX_FORMAT}; {_reindex(folder)}")
-        shards = [ShardEntry(**entry) for entry in content["shards"]]
-        return dict(content["fingerprints"]), shards, hashlib.sha256(data).hexdigest()
+            raise UserError(f"{path} is not of the format {INDEX_FORMAT}; {_reindex(folder)}")
+        return dict(content["fingerprints"]), hashlib.sha256(data).hexdigest(), str(content["table_sha256"])
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / INDEX_NAME} is damaged ({error}); {_reindex(folder)}") from error
+        raise UserError(f"{path} is damaged ({error}); {_reindex(folder)}") from error
 
 
-def _load_arrays(folder: Path, shard: ShardEntry) -> ShardArrays:
-    path = arrays_path(folder, shard.name)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); {_reindex(folder)}") from error
-    if hashlib.sha256(data).hexdigest() != shard.index_sha256:
-        raise UserError(f"{path} is not the one that {INDEX_NAME} was written with; {_reindex(folder)}")
-    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        return dict(arrays)
+def _read_table(folder: Folder, sha256: str) -> NDArray[Any]:
+    path = folder.local_path(TABLE_NAME)
+    if file_sha256(path) != sha256:
+        raise UserError(
+            f"{folder.url}/{TABLE_NAME} is not the one that {INDEX_NAME} was written with; {_reindex(folder)}"
+        )
+    table: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    return table
 
 
-def _plan_columns(arrays: ShardArrays) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
-    return arrays["num_text_tokens"], arrays["num_images"], arrays["image_sizes"]
-
-
-def _with_starts(arrays: ShardArrays) -> ShardArrays:
-    return arrays | {"image_starts": _starts(arrays["num_images"])}
-
-
-def _starts(counts: NDArray[Any]) -> NDArray[np.int64]:
-    """Where each of consecutive groups begins, and where the last ends."""
-    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-
-
-def _member(offset_and_size: NDArray[np.int64]) -> Member:
-    offset, size = offset_and_size.tolist()
-    return Member(offset=offset, size=size)
-
-
-def _check_fingerprints(indexed: dict[str, str], text_rule: TextRule, folder: Path) -> None:
-    for what, current in _fingerprints(text_rule).items():
-        if indexed.get(what) != current:
+def _check_fingerprints(indexed: dict[str, str], current: dict[str, str], folder: Folder) -> None:
+    for what, fingerprint in current.items():
+        if indexed.get(what) != fingerprint:
             raise UserError(
-                f"{folder} was indexed with another {what}, of fingerprint {indexed.get(what, '')[:12]}; "
-                f"the configured one has {current[:12]}, so token counts would be wrong; {_reindex(folder)}"
+                f"{folder.url} was indexed with another {what}, of fingerprint {indexed.get(what, '')[:12]}; "
+                f"the configured one has {fingerprint[:12]}, so token counts would be wrong; {_reindex(folder)}"
             )
 
 
-def _check_shards(folder: Path, shards: list[ShardEntry], verify: bool) -> None:
-    unknown = {path.name for path in list_shards(folder)} - {shard.name for shard in shards}
-    if unknown:
-        raise UserError(f"shard {folder / min(unknown)} is not in {folder / INDEX_NAME}; {_reindex(folder)}")
-    for shard in shards:
-        path = folder / shard.name
-        if not path.is_file():
+def _check_shards(folder: Folder, index: SourceIndex) -> None:
+    sizes = {name: size for name, size in folder.sizes().items() if name.endswith(SHARD_SUFFIX)}
+    for shard in index.shards():
+        path, size = f"{folder.url}/{shard.name}", sizes.pop(shard.name, None)
+        if size is None:
             raise UserError(f"shard {path} is missing; restore it, or {_reindex(folder)}")
-        size = path.stat().st_size
         if size == 0:
             raise UserError(f"shard {path} is empty; its index says {shard.size_bytes} bytes: restore it")
         if size != shard.size_bytes:
@@ -268,8 +282,5 @@ def _check_shards(folder: Path, shards: list[ShardEntry], verify: bool) -> None:
                 f"shard {path} differs from its index: it has {size} bytes, not {shard.size_bytes}; "
                 f"restore it, or {_reindex(folder)}"
             )
-        if verify and file_sha256(path) != shard.sha256:
-            raise UserError(
-                f"shard {path} differs from its index: its sha256 is not {shard.sha256[:12]}…; "
-                f"restore it, or {_reindex(folder)}"
-            )
+    if sizes:
+        raise UserError(f"shard {folder.url}/{min(sizes)} is not in its {INDEX_NAME}; {_reindex(folder)}")

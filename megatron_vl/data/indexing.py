@@ -8,7 +8,7 @@ import io
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import IO
@@ -17,15 +17,9 @@ import numpy as np
 
 from megatron_vl.config.errors import UserError
 from megatron_vl.data.images import read_size
-from megatron_vl.data.index import (
-    ShardArrays,
-    ShardEntry,
-    arrays_path,
-    file_sha256,
-    list_shards,
-    write_index_file,
-)
+from megatron_vl.data.index import INDEX_NAME, ShardEntry, file_sha256, list_shards, write_index
 from megatron_vl.data.sample import Sample, SampleError, order_images, parse_sample
+from megatron_vl.data.shard_index import ShardArrays, arrays_name
 from megatron_vl.data.tar import TarMember, walk_tar
 from megatron_vl.data.text import TextRule
 
@@ -54,22 +48,25 @@ def build_index(
 ) -> IndexSummary:
     """Index every `*.tar` of `folder`; `on_shard(done, total)` is called as shards are done.
 
-    An interrupted build leaves an index that is refused, or none. An image that cannot be read is counted: it
+    An interrupted build leaves no index. An image that cannot be read is counted: it
     is training that masks it. Raises UserError naming the shard and byte (empty, truncated, garbage), or
     SampleError naming shard and key (bad JSON, images that do not match the marks, a duplicate key, more than
     `max_sample_bytes`).
     """
     folder = Path(folder)
     shards = list_shards(folder)
-    entries = []
+    (folder / INDEX_NAME).unlink(missing_ok=True)
+    entries: list[ShardEntry] = []
+    num_samples = 0
     for entry in _index_shards(shards, text_rule, max_sample_bytes, min(num_processes, len(shards))):
-        entries.append(entry)
+        entries.append(replace(entry, first_sample=num_samples))
+        num_samples += entry.num_samples
         if on_shard is not None:
             on_shard(len(entries), len(shards))
-    write_index_file(folder, text_rule, entries)
+    write_index(folder, text_rule, entries)
     return IndexSummary(
         num_shards=len(entries),
-        num_samples=sum(entry.num_samples for entry in entries),
+        num_samples=num_samples,
         num_images=sum(entry.num_images for entry in entries),
         num_text_tokens=sum(entry.num_text_tokens for entry in entries),
         num_unreadable_images=sum(entry.num_unreadable_images for entry in entries),
@@ -98,7 +95,7 @@ def _single_thread() -> None:
 
 
 def index_shard(path: Path, text_rule: TextRule, max_sample_bytes: int) -> ShardEntry:
-    """Read one shard, write its arrays beside it. Raises as `build_index` does."""
+    """Read one shard, write its arrays beside it; its `first_sample` is 0. Raises as `build_index` does."""
     size = path.stat().st_size
     if size == 0:
         raise UserError(f"shard {path} is empty")
@@ -113,7 +110,7 @@ def index_shard(path: Path, text_rule: TextRule, max_sample_bytes: int) -> Shard
     arrays = table.arrays()
     data = io.BytesIO()
     np.savez(data, allow_pickle=False, **arrays)
-    target = arrays_path(path.parent, path.name)
+    target = path.parent / arrays_name(path.name)
     aside = target.with_suffix(".npz.partial")
     aside.write_bytes(data.getbuffer())
     aside.replace(target)
@@ -122,10 +119,12 @@ def index_shard(path: Path, text_rule: TextRule, max_sample_bytes: int) -> Shard
         size_bytes=size,
         sha256=file_sha256(path),
         index_sha256=hashlib.sha256(data.getbuffer()).hexdigest(),
+        first_sample=0,
         num_samples=len(arrays["keys"]),
         num_images=len(arrays["image_sizes"]),
         num_text_tokens=int(arrays["num_text_tokens"].sum(dtype=np.int64)),
         num_unreadable_images=int((arrays["image_sizes"][:, 0] == 0).sum()),
+        max_image_pixels=int(arrays["image_sizes"].astype(np.int64).prod(axis=1).max(initial=0)),
     )
 
 
@@ -185,7 +184,7 @@ class _ShardTable:
             self._tokenise()
 
     def arrays(self) -> ShardArrays:
-        """As `index.py` reads them. N samples, I images."""
+        """As `shard_index.py` reads them. N samples, I images."""
         self._tokenise()
         return {
             "keys": np.array(self._keys),  # bytes, UTF-8

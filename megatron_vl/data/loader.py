@@ -26,21 +26,20 @@ from megatron_vl.data.batch import (
     microbatch_length,
     split_packs,
 )
-from megatron_vl.data.images import ImageRule, ImageTokens
-from megatron_vl.data.plan_state import PlanState
+from megatron_vl.data.image_tokens import ImageTokens
+from megatron_vl.data.images import ImageRule
+from megatron_vl.data.microbatch import Microbatch
 from megatron_vl.data.sample import SampleError
 from megatron_vl.data.text import TextRule
-from megatron_vl.data.types import Microbatch, Pack, StepPlan, Unit
+from megatron_vl.data.types import Pack, StepPlan, Unit
 
 MAX_EXAMPLES = 5  # of failed samples, by name
 
 
 class StepPlanner(Protocol):
-    """What `plan.Planner` is to the loader."""
+    """What `plan_client.PlanClient` is to the loader."""
 
     def next(self) -> StepPlan: ...
-
-    def state(self) -> PlanState: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +78,21 @@ class UnitContent:
     error: SampleError | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class LoadingRule:
+    """`prefetch_steps` steps are prepared ahead by one thread, with the help of `num_threads`. `refuse_failed`: a
+    sample that cannot be used is an error. `pin_memory`: tensors lie where a GPU copies from while it computes.
+    """
+
+    prefetch_steps: int = 2
+    num_threads: int = 4
+    refuse_failed: bool = False
+    pin_memory: bool = False
+
+
+DEFAULT_LOADING = LoadingRule()
+
+
 class UnitReader(Protocol):
     """Where units come from; called from several threads."""
 
@@ -107,11 +121,10 @@ class Failures:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedStep:
-    """A step's plan, its microbatches, the planner's state after it, and how long the loop waited for it."""
+    """A step's plan, its microbatches, and how long the loop waited for it."""
 
     plan: StepPlan
     microbatches: list[Microbatch]
-    state: PlanState
     wait_seconds: float
 
 
@@ -119,7 +132,6 @@ class LoadedStep:
 class _Prepared:
     plan: StepPlan
     microbatches: list[Microbatch]
-    state: PlanState
     num_units: int
     errors: list[SampleError]
 
@@ -128,8 +140,8 @@ class Loader:
     """Iterates over the steps of `planner`, without end. Use as a context manager, or call `close`.
 
     A sample whose bytes cannot be used does not change the plan: images that fail are zeros, its loss is
-    masked, it is in its microbatch's `failed_units` and counted in `failures`. Whatever else goes wrong ends
-    the iteration with its exception.
+    masked, it is in its microbatch's `failed_units` and counted in `failures`; with `rule.refuse_failed` its
+    SampleError ends the iteration. So does whatever else goes wrong.
     """
 
     def __init__(
@@ -139,18 +151,16 @@ class Loader:
         content: ContentRule,
         rows: RowRule,
         role: Role,
-        *,
-        prefetch_steps: int = 2,
-        num_threads: int = 4,
+        rule: LoadingRule = DEFAULT_LOADING,
     ) -> None:
-        """`reader` reads what `role` needs. `prefetch_steps` steps are prepared ahead, by `num_threads`."""
+        """`reader` reads what `role` needs."""
         self.failures = Failures()
         self._planner, self._reader, self._content = planner, reader, content
-        self._rows, self._role = rows, role
-        self._sample_threads = ThreadPoolExecutor(num_threads, thread_name_prefix="samples")
+        self._rows, self._role, self._rule = rows, role, rule
+        self._sample_threads = ThreadPoolExecutor(max(rule.num_threads, 1), thread_name_prefix="samples")
         self._step_thread = ThreadPoolExecutor(1, thread_name_prefix="steps")
         self._pending: deque[Future[_Prepared]] = deque()
-        for _ in range(max(prefetch_steps, 1)):
+        for _ in range(max(rule.prefetch_steps, 1)):
             self._pending.append(self._step_thread.submit(self._prepare))
 
     def __iter__(self) -> Iterator[LoadedStep]:
@@ -162,6 +172,8 @@ class Loader:
             raise StopIteration
         try:
             prepared = self._pending.popleft().result()
+            if self._rule.refuse_failed and prepared.errors:
+                raise prepared.errors[0]
         except BaseException:
             self.close()
             raise
@@ -170,7 +182,6 @@ class Loader:
         return LoadedStep(
             plan=prepared.plan,
             microbatches=prepared.microbatches,
-            state=prepared.state,
             wait_seconds=time.perf_counter() - start,
         )
 
@@ -197,19 +208,17 @@ class Loader:
 
     def _prepare(self) -> _Prepared:
         plan = self._planner.next()
-        state = self._planner.state()
         split = split_packs(plan.packs, self._rows)
         length = microbatch_length(split, self._rows)
         errors: list[SampleError] = []
         microbatches = [self._load(packs, length, errors) for packs in split]
         num_units = sum(len(pack.units) for pack in plan.packs)
-        return _Prepared(
-            plan=plan, microbatches=microbatches, state=state, num_units=num_units, errors=errors
-        )
+        return _Prepared(plan=plan, microbatches=microbatches, num_units=num_units, errors=errors)
 
     def _load(self, packs: Sequence[Pack], length: int, errors: list[SampleError]) -> Microbatch:
         role, layout = self._role, lay_out(packs, self._rows, length)
-        contents = list(self._sample_threads.map(self._reader.read, layout.units))
+        read = self._sample_threads.map if self._rule.num_threads else map
+        contents = list(read(self._reader.read, layout.units))
         tokens = [content.tokens for content in contents if content.tokens is not None]
         microbatch = assemble(
             layout,
@@ -220,7 +229,9 @@ class Loader:
             filler_id=self._content.text.eos_id,
         )
         errors += [content.error for content in contents if content.error is not None]
-        return mask_failed(microbatch, [unit for unit, read in enumerate(contents) if read.error is not None])
+        failed = [unit for unit, read in enumerate(contents) if read.error is not None]
+        masked = mask_failed(microbatch, failed)
+        return masked.pinned() if self._rule.pin_memory else masked
 
     def _stack_images(self, contents: Sequence[UnitContent]) -> NDArray[np.uint8]:
         size = self._content.image.size

@@ -48,34 +48,38 @@ class TextSchedule:
         return (*text, MULTIMODAL) if self.at(num_steps) < MILLION else text
 
 
-def next_modality(deficit: int, text_share: int) -> tuple[str, int]:
-    """The modality of a step scheduled at `text_share` millionths, and the deficit after it.
+def next_text_rows(deficit: int, text_share: int, num_rows: int, quantum: int) -> tuple[int, int]:
+    """How many of a lane's `num_rows` rows are text in a step scheduled at `text_share` millionths, and the deficit.
 
-    `deficit` is the text owed so far, in millionths of a global batch: scheduled minus given. It starts at 0
-    and stays within half a batch, so the cumulative ratio never strays a whole one from its schedule.
+    A multiple of `quantum`, which divides `num_rows`: with all rows as the quantum, a step has one modality.
+    `deficit` is the text owed so far, in millionths of a row: scheduled minus given. It starts at 0 and stays within
+    half a quantum, so the cumulative ratio never strays a whole one from its schedule.
     """
-    deficit += text_share
-    if 2 * deficit >= MILLION:
-        return TEXT, deficit - MILLION
-    return MULTIMODAL, deficit
+    deficit += text_share * num_rows
+    size = quantum * MILLION
+    num_text = min(max((2 * deficit + size) // (2 * size), 0) * quantum, num_rows)
+    return num_text, deficit - num_text * MILLION
 
 
-def unit_weights(weights: Mapping[str, float], units_per_sample: Mapping[str, Fraction]) -> dict[str, int]:
-    """Integer weights per drawn unit, in the order of names, from `weights` per sample.
-
-    A document cut into pieces is drawn piece by piece: a source's weight grows by its mean number of pieces.
-    """
+def sample_weights(weights: Mapping[str, float]) -> dict[str, int]:
+    """Weights as integers, in the order of names, from `weights` of any scale."""
     total = sum((Fraction(weight) for weight in weights.values()), Fraction(0))
-    return {
-        name: max(1, round(Fraction(weights[name]) / total * units_per_sample[name] * MILLION))
-        for name in sorted(weights)
-    }
+    return {name: max(1, round(Fraction(weights[name]) / total * MILLION)) for name in sorted(weights)}
 
 
-def pick_source(credits: dict[str, int], weights: Mapping[str, int]) -> str:
-    """The source most in arrears of its weight (the first of equals); books the draw in `credits`."""
+def pick_source(credits: Mapping[str, int], weights: Mapping[str, int]) -> str:
+    """The source most in arrears of its weight; the first of equals."""
+    return max(weights, key=lambda name: credits[name] + weights[name] * MILLION)
+
+
+def book_draw(
+    credits: dict[str, int], weights: Mapping[str, int], chosen: str, num_pieces: int, sign: int = 1
+) -> None:
+    """Book the draw of a unit from `chosen` in `credits`, or take that back (`sign` -1).
+
+    Weights are by samples: one of `num_pieces` pieces of a document is that part of a draw.
+    """
+    part = sign * (MILLION // num_pieces)
     for name, weight in weights.items():
-        credits[name] += weight
-    chosen = max(weights, key=credits.__getitem__)
-    credits[chosen] -= sum(weights.values())
-    return chosen
+        credits[name] += weight * part
+    credits[chosen] -= sum(weights.values()) * part

@@ -5,24 +5,29 @@ lanes; `merge_states` joins those of all ranks, and a planner of any data-parall
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from megatron_vl.config.errors import UserError
+from megatron_vl.data.balance import RowCost
 from megatron_vl.data.packing import Waiting
 from megatron_vl.data.types import Unit
 
-VERSION = 1
+VERSION = 2
 
 # What a plan was made for: values under the names that users know (`run.seed`, `data.shuffle_window` …).
 Fingerprint = Mapping[str, int | float | str | bool]
 
 
 class Cursor(NamedTuple):
-    """The next unit of a lane in a source: `position` in the lane's share of `epoch`."""
+    """The next unit of a lane in a source: `position` in a `window` of the lane's share of `epoch`."""
 
     epoch: int
+    window: int
     position: int
+
+
+FIRST = Cursor(0, 0, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +37,9 @@ class LaneState:
     lane: int
     credits: Mapping[str, int]  # per source: how far its draws lag behind its weight
     cursors: Mapping[str, Cursor]  # per source
+    left_out: Mapping[str, int]  # per source: samples that no row can hold, so far
     waiting: Mapping[str, tuple[Waiting, ...]]  # per modality: the carried units, oldest first
+    num_batches: Mapping[str, int]  # per modality: planned so far, which tells when to flush
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +47,19 @@ class PlanState:
     """A plan after `step` steps, for some or all lanes."""
 
     step: int
-    deficit: int  # text owed, in millionths of a global batch
+    deficit: int  # text owed by a lane, in millionths of a row
+    cost: RowCost  # that rows are dealt by
     fingerprint: Fingerprint
     lanes: tuple[LaneState, ...]
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Per source: samples so far that no row can hold."""
+        counts: dict[str, int] = {}
+        for lane in self.lanes:
+            for source, count in lane.left_out.items():
+                counts[source] = counts.get(source, 0) + count
+        return counts
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and dicts; a carried unit is [source, sample, piece, tokens, images, age]."""
@@ -50,6 +67,7 @@ class PlanState:
             "version": VERSION,
             "step": self.step,
             "deficit": self.deficit,
+            "cost": asdict(self.cost),
             "fingerprint": dict(self.fingerprint),
             "lanes": [_lane_to_json(lane) for lane in self.lanes],
         }
@@ -64,6 +82,7 @@ class PlanState:
         return cls(
             step=saved["step"],
             deficit=saved["deficit"],
+            cost=RowCost(**saved["cost"]),
             fingerprint=saved["fingerprint"],
             lanes=tuple(_lane_from_json(lane) for lane in saved["lanes"]),
         )
@@ -77,22 +96,9 @@ def merge_states(states: Sequence[PlanState]) -> PlanState:
             raise ValueError(f"plan states of steps {first.step} and {state.step} do not belong together")
     lanes = {lane.lane: lane for state in states for lane in state.lanes}
     merged = tuple(lanes[lane] for lane in sorted(lanes))
-    return PlanState(step=first.step, deficit=first.deficit, fingerprint=first.fingerprint, lanes=merged)
-
-
-def check_resumable(saved: Fingerprint, current: Fingerprint) -> None:
-    """Raise UserError naming each value in which the saved plan differs from the current one, with both."""
-    names = sorted(saved.keys() | current.keys())
-    changes = [
-        f"{name} was {saved.get(name, 'absent')} and is {current.get(name, 'absent')}"
-        for name in names
-        if saved.get(name) != current.get(name)
-    ]
-    if changes:
-        raise UserError(
-            f"this run cannot resume the saved one: {'; '.join(changes)}. Restore them, or start anew"
-            " in another run.dir"
-        )
+    return PlanState(
+        step=first.step, deficit=first.deficit, cost=first.cost, fingerprint=first.fingerprint, lanes=merged
+    )
 
 
 def _lane_to_json(lane: LaneState) -> dict[str, Any]:
@@ -100,10 +106,12 @@ def _lane_to_json(lane: LaneState) -> dict[str, Any]:
         "lane": lane.lane,
         "credits": dict(lane.credits),
         "cursors": {source: list(cursor) for source, cursor in lane.cursors.items()},
+        "left_out": dict(lane.left_out),
         "waiting": {
-            modality: [[*astuple(waiting.unit), waiting.age] for waiting in pool]
+            modality: [[*waiting.unit, waiting.age] for waiting in pool]
             for modality, pool in lane.waiting.items()
         },
+        "num_batches": dict(lane.num_batches),
     }
 
 
@@ -112,13 +120,10 @@ def _lane_from_json(saved: Mapping[str, Any]) -> LaneState:
         lane=saved["lane"],
         credits=saved["credits"],
         cursors={source: Cursor(*cursor) for source, cursor in saved["cursors"].items()},
+        left_out=saved["left_out"],
         waiting={
-            modality: tuple(map(_waiting_from_json, pool)) for modality, pool in saved["waiting"].items()
+            modality: tuple(Waiting(Unit(*unit), age) for *unit, age in pool)
+            for modality, pool in saved["waiting"].items()
         },
+        num_batches=saved["num_batches"],
     )
-
-
-def _waiting_from_json(saved: Sequence[Any]) -> Waiting:
-    source, sample, piece, num_tokens, num_images, age = saved
-    unit = Unit(source=source, sample=sample, piece=piece, num_tokens=num_tokens, num_images=num_images)
-    return Waiting(unit=unit, age=age)

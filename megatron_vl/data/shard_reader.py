@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Protocol
 
 from megatron_vl.config.errors import UserError
-from megatron_vl.data.index import Location, Member
+from megatron_vl.data.shard_index import Location, Member
 from megatron_vl.data.storage.folder import DEFAULT_ACCESS, SHARDS, AccessRule, Folder
 from megatron_vl.data.storage.local import LocalFolder, read_exactly, unreadable
 from megatron_vl.data.storage.opening import open_folder

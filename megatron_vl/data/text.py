@@ -79,6 +79,11 @@ class TextRule:
         self.tokenizer_fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
         self.template_fingerprint = hashlib.sha256(CHAT_TEMPLATES[chat_template].encode()).hexdigest()
 
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """What an index says of the rule that its tokens were counted by."""
+        return {"tokenizer": self.tokenizer_fingerprint, "chat template": self.template_fingerprint}
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, self._settings
 

@@ -18,11 +18,11 @@ class Device:
     """Where this process computes: the CPU, or one GPU of its host."""
 
     kind: Literal["cpu", "cuda"]
-    index: int = 0  # of the GPU among its host's; 0 on CPU
+    local_rank: int = 0  # of this process on its host; the number of its GPU there
 
     @property
     def torch_device(self) -> torch.device:
-        return torch.device("cuda", self.index) if self.kind == "cuda" else torch.device("cpu")
+        return torch.device("cuda", self.local_rank) if self.kind == "cuda" else torch.device("cpu")
 
     @property
     def backend(self) -> Literal["gloo", "nccl"]:
@@ -32,18 +32,18 @@ class Device:
     def synchronize(self) -> None:
         """Wait until all work given to the device is done."""
         if self.kind == "cuda":
-            torch.cuda.synchronize(self.index)
+            torch.cuda.synchronize(self.local_rank)
 
     def memory_bytes(self) -> int:
         """In tensors on a GPU; on CPU, the resident size of this process."""
         if self.kind == "cuda":
-            return torch.cuda.memory_allocated(self.index)
+            return torch.cuda.memory_allocated(self.local_rank)
         return int(psutil.Process().memory_info().rss)
 
     def peak_memory_bytes(self) -> int:
         """The highest `memory_bytes` since the process started."""
         if self.kind == "cuda":
-            return torch.cuda.max_memory_allocated(self.index)
+            return torch.cuda.max_memory_allocated(self.local_rank)
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
 
 
@@ -54,7 +54,7 @@ def pick_device(local_rank: int = 0) -> Device:
         UserError: the host has fewer GPUs than local ranks.
     """
     if not torch.cuda.is_available():
-        return Device("cpu")
+        return Device("cpu", local_rank)
     if local_rank >= torch.cuda.device_count():
         raise UserError(
             f"local rank {local_rank} has no GPU: this host has {torch.cuda.device_count()}; "

@@ -2,13 +2,13 @@
 
 import math
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from statistics import fmean, stdev
 
 import numpy as np
 from torch import Tensor
 
-from megatron_vl.data.index import Location, SourceIndex
+from megatron_vl.data.index import SourceIndex
+from megatron_vl.data.shard_index import Location
 from megatron_vl.data.types import Unit
 from megatron_vl.data.units import IndexedUnits
 from megatron_vl.evaluate.rows import RowScorer
@@ -77,18 +77,16 @@ class Scorer:
         )
 
     def _units(self, index: SourceIndex) -> list[Unit]:
-        lengths = index.num_positions(self.rows.content.image_tokens)
-        fitting = np.flatnonzero(lengths <= self.rows.sequence_length)[: self.max_samples]
-        return [
-            Unit(
-                source=index.name,
-                sample=int(row),
-                piece=0,
-                num_tokens=int(lengths[row]),
-                num_images=int(index.num_images[row]),
-            )
-            for row in fitting
-        ]
+        units: list[Unit] = []
+        for number, first in enumerate(index.first_samples.tolist()):
+            columns = index.columns(number)
+            lengths = columns.num_positions(self.rows.content.image_tokens)
+            for sample in np.flatnonzero(lengths <= self.rows.sequence_length).tolist():
+                if len(units) == self.max_samples:
+                    return units
+                length, num_images = int(lengths[sample]), int(columns.num_images[sample])
+                units.append(Unit(index.name, first + sample, 0, length, num_images))
+        return units
 
 
 class SwappedImages(SourceIndex):
@@ -96,13 +94,12 @@ class SwappedImages(SourceIndex):
 
     def __init__(self, index: SourceIndex) -> None:
         vars(self).update(vars(index))
-        bounds = [*index.shard_starts, index.num_samples]
-        self._partners = np.arange(index.num_samples)
-        for start, stop in pairwise(bounds):
-            for count in np.unique(index.num_images[start:stop]):
-                rows = start + np.flatnonzero(index.num_images[start:stop] == count)
-                self._partners[rows] = np.roll(rows, -1)
 
     def locate(self, row: int) -> Location:
         """The text of one sample, the images of its partner."""
-        return replace(super().locate(row), images=super().locate(int(self._partners[row])).images)
+        number = self.shard_of(row)
+        first, num_images = int(self.first_samples[number]), self.columns(number).num_images
+        alike = first + np.flatnonzero(num_images == num_images[row - first])
+        partner = alike[(np.searchsorted(alike, row) + 1) % len(alike)]
+        other = super().locate(int(partner))
+        return replace(super().locate(row), images=other.images, image_sizes=other.image_sizes)

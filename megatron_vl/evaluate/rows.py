@@ -14,9 +14,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_vl.data.batch import RowRule, mask_failed
-from megatron_vl.data.loader import ContentRule, Loader, Role, UnitReader
-from megatron_vl.data.plan_state import PlanState
-from megatron_vl.data.types import TEXT, Microbatch, Pack, StepPlan, Unit
+from megatron_vl.data.loader import ContentRule, Loader, LoadingRule, Role, UnitReader
+from megatron_vl.data.microbatch import Microbatch
+from megatron_vl.data.types import TEXT, Pack, StepPlan, Unit
 from megatron_vl.evaluate.items import Progress, no_progress
 from megatron_vl.parallel.gradients import parameters_at_rest
 from megatron_vl.parallel.groups import Groups
@@ -76,7 +76,7 @@ class RowScorer:
         rows_at_once = pipeline_size * -(-ROWS_AT_ONCE // pipeline_size)
         rule = RowRule(sequence_length=self.sequence_length, packing=True, micro_batch_size=1)
         planner = _FixedPlan(packs, rows_at_once, pipeline_size)
-        with Loader(planner, reader, self.content, rule, self.role, prefetch_steps=1) as loader:
+        with Loader(planner, reader, self.content, rule, self.role, LoadingRule(prefetch_steps=1)) as loader:
             for done, loaded in enumerate(islice(loader, planner.num_steps), start=1):
                 failed = agree_on_plan(loaded.microbatches, loaded.plan.digest, self.groups)
                 batches = [mask_failed(*pair) for pair in zip(loaded.microbatches, failed, strict=True)]
@@ -97,10 +97,7 @@ class _FixedPlan:
     def next(self) -> StepPlan:
         packs = self._groups[self._step % self.num_steps]  # the loader asks ahead
         self._step += 1
-        return StepPlan(step=self._step, modality=TEXT, text_ratio=0.0, packs=tuple(packs), digest=0)
-
-    def state(self) -> PlanState:
-        return PlanState(step=self._step, deficit=0, fingerprint={}, lanes=())
+        return StepPlan(step=self._step, modality=TEXT, text_ratio=0.0, packs=tuple(packs), group=0, digest=0)
 
 
 def _packs(units: Sequence[Unit], sequence_length: int) -> list[Pack]:

@@ -38,7 +38,7 @@ def answered_samples(
         _shown(index, row, content, reader)
         for index in indexes
         for row in range(min(per_source, index.num_samples))
-        if index.num_images[row]
+        if index.locate(row).images
     ]
     room = evaluator.sequence_length - max((_num_positions(one, content) for one in shown), default=0)
     if not shown or room < 1:

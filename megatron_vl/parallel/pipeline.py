@@ -11,7 +11,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
-from megatron_vl.data.types import Microbatch
+from megatron_vl.data.microbatch import Microbatch
 from megatron_vl.parallel.groups import Groups
 
 

@@ -12,7 +12,7 @@ from megatron_vl.config.errors import UserError
 from megatron_vl.config.root import PretrainConfig
 from megatron_vl.data.batch import mask_failed
 from megatron_vl.data.loader import LoadedStep
-from megatron_vl.data.types import Microbatch
+from megatron_vl.data.microbatch import Microbatch
 from megatron_vl.device.machine import Device
 from megatron_vl.parallel.gradients import parameters_at_rest
 from megatron_vl.parallel.pipeline import agree_on_plan
@@ -21,7 +21,7 @@ from megatron_vl.train.metrics import BenchmarkScore, HeldoutLoss, ImageUse, Ste
 from megatron_vl.train.recorder import Recorder
 from megatron_vl.train.signals import StopRequest
 from megatron_vl.train.stage import Stage
-from megatron_vl.train.step import StepResult, train_step
+from megatron_vl.train.step import StepResult, Vote, train_step
 
 MAX_SKIPPED = 10  # steps in a row whose loss or gradients are not finite
 
@@ -77,8 +77,8 @@ def train_stage(stage: Stage, run: Run) -> str:
     settings, config = stage.settings, run.config
     num_steps, stop_at = settings.values.steps, config.train.stop_at
     skipped_in_a_row = 0
-    for source, count in stage.left_out.items():
-        run.recorder.say(f"{source}: {count} samples are longer than a row or hold too many images: left out")
+    for change in stage.plan.changes:
+        run.recorder.say(f"data.on_change=restart_sources: {change}")
     if stage.first_step == 1:
         _evaluate(stage, run, step=0)
     for step in range(stage.first_step, num_steps + 1):
@@ -113,7 +113,8 @@ def _train(stage: Stage, loaded: LoadedStep, run: Run) -> StepResult:
     microbatches = _agree(loaded, stage)
     model.optimizer.set_learning_rate(stage.schedule.at(step))
     max_norm = run.config.train.gradient_clip
-    return train_step(model.chunks, model.optimizer, microbatches, model.groups, max_norm, bool(run.stop))
+    vote = Vote(stop_requested=bool(run.stop), plan_group=loaded.plan.group, plan_digest=loaded.plan.digest)
+    return train_step(model.chunks, model.optimizer, microbatches, model.groups, max_norm, vote)
 
 
 def _agree(loaded: LoadedStep, stage: Stage) -> list[Microbatch]:
@@ -197,12 +198,19 @@ def _evaluate(stage: Stage, run: Run, step: int) -> None:
 
 def _save(stage: Stage, run: Run, loaded: LoadedStep) -> None:
     step = loaded.plan.step
+    plan = stage.gather_plan(step)
+    if step == stage.settings.values.steps:
+        for source, count in sorted(plan.left_out.items()):
+            if count:
+                run.recorder.say(
+                    f"{source}: {count} samples were longer than a row or held too many images: left out"
+                )
     state = RunState(
         stage=stage.settings.name,
         step=step,
         num_steps=stage.settings.values.steps,
         global_step=stage.settings.first_global_step + step - 1,
-        plan=stage.gather_plan(loaded.state).to_json(),
+        plan=plan.to_json(),
         fingerprint=run.fingerprint,
     )
     run.recorder.sync()

@@ -34,6 +34,15 @@ FREE = (
     "data.tokenizer",
     "data.build_command",
     "data.prefetch_steps",
+    "data.access.",
+    "data.balance_lanes",
+    "data.on_bad_sample",
+    "data.on_change",
+    "data.workers",
+)
+# What else may differ where changed sources begin anew (data.on_change=restart_sources).
+OF_THE_PLAN = re.compile(
+    r"data\..*|run\.seed|stage\.\w+\.(sources\..*|max_epochs\..*|text_ratio|text_warmup_fraction|grouping)"
 )
 STAGE_PARALLEL = re.compile(r"stage\.\w+\.parallel\.\w+")
 
@@ -58,10 +67,11 @@ def find_start(config: PretrainConfig, run: RunDirectory) -> tuple[Path, RunStat
         return None
     state = read_state(path)
     current = fingerprint(config)
+    restarts = config.data.on_change == "restart_sources"
     changes = [
         f"{name}={current.get(name)} (was {state.fingerprint.get(name)})"
         for name in sorted(current.keys() | state.fingerprint.keys())
-        if current.get(name) != state.fingerprint.get(name)
+        if current.get(name) != state.fingerprint.get(name) and not (restarts and OF_THE_PLAN.fullmatch(name))
     ]
     if changes:
         raise UserError(

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from megatron_vl.config.data import ON_BAD_SAMPLE, ON_CHANGE
 from megatron_vl.config.errors import UserError
 from megatron_vl.config.model_check import check_model
 from megatron_vl.config.parallel import ParallelConfig
@@ -102,6 +103,8 @@ def _check_choices(config: PretrainConfig) -> None:
     _one_of("train.precision", config.train.precision, PRECISIONS)
     _one_of("recompute.language", config.recompute.language, ("none", "selective", "full"))
     _one_of("tracking.wandb", config.tracking.wandb, TRACKING_MODES)
+    _one_of("data.on_bad_sample", config.data.on_bad_sample, ON_BAD_SAMPLE)
+    _one_of("data.on_change", config.data.on_change, ON_CHANGE)
     for field, value in (
         ("train.stop_at", config.train.stop_at),
         ("checkpoint.every", config.checkpoint.every),

@@ -1,9 +1,8 @@
 """The run's data as one value: tokenizer, indexes of all sources that its stages use, image rules."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from megatron_vl.config.data import DataConfig
 from megatron_vl.config.errors import UserError
@@ -11,10 +10,12 @@ from megatron_vl.config.model import ModelConfig
 from megatron_vl.config.model_check import image_size, largest_tower, tokens_per_image
 from megatron_vl.data.batch import RowRule
 from megatron_vl.data.deal import SourceTable
-from megatron_vl.data.images import ImageRule, ImageTokens
+from megatron_vl.data.image_tokens import ImageTokens
+from megatron_vl.data.images import ImageRule
 from megatron_vl.data.index import SourceIndex
-from megatron_vl.data.loader import ContentRule, Loader, Role
-from megatron_vl.data.plan import Planner, PlanSettings, choose_lanes
+from megatron_vl.data.loader import ContentRule, Loader, LoadingRule, Role, StepPlanner
+from megatron_vl.data.source_table import PlannedSource, source_table
+from megatron_vl.data.storage.folder import AccessRule
 from megatron_vl.data.text import TextRule
 from megatron_vl.data.units import IndexedUnits
 from megatron_vl.train.settings import StageSettings
@@ -31,21 +32,31 @@ class Sources:
 
     def tables(self) -> dict[str, SourceTable]:
         """What planning needs to know of each training source."""
+        tokens = self.content.image_tokens
         return {
-            name: SourceTable(
-                name=name,
-                modality=self.modality[name],
-                num_tokens=index.num_positions(self.content.image_tokens),
-                num_images=index.num_images,
-                shard_starts=np.append(index.shard_starts, index.num_samples),
-                digest=f"{index.digest}:{self.content.image_tokens.tokens_per_image}",
-            )
-            for name, index in self.training.items()
+            name: source_table(index, self.modality[name], tokens) for name, index in self.training.items()
         }
 
+    def planned(self, names: Sequence[str]) -> tuple[PlannedSource, ...]:
+        """These training sources as another process can open them for planning."""
+        tables = self.tables()
+        return tuple(
+            PlannedSource(
+                name=name,
+                modality=self.modality[name],
+                url=self.training[name].folder.url,
+                access=self.training[name].access,
+                tokens_per_image=self.content.image_tokens.tokens_per_image,
+                digest=tables[name].digest,
+            )
+            for name in names
+        )
 
-def open_sources(data: DataConfig, model: ModelConfig, stages: list[StageSettings]) -> Sources:
-    """Open and check what the stages use.
+
+def open_sources(
+    data: DataConfig, model: ModelConfig, stages: list[StageSettings], check_shards: bool = True
+) -> Sources:
+    """Open and check what the stages use. One rank of a run lists all shards (`check_shards`); that will do.
 
     Raises:
         UserError: a source is unknown, missing, changed, or indexed with another tokenizer or template; the
@@ -71,6 +82,8 @@ def open_sources(data: DataConfig, model: ModelConfig, stages: list[StageSetting
             name=name,
             max_image_pixels=data.max_image_pixels,
             build_command=data.build_command,
+            access=AccessRule.of(data.access),
+            check_shards=check_shards,
         )
 
     heldout = {name: data.sources[name].heldout for name in used}
@@ -119,37 +132,27 @@ def content_rule(text: TextRule, model: ModelConfig, data: DataConfig) -> Conten
     )
 
 
-def build_planner(
-    sources: Sources, stage: StageSettings, data: DataConfig, seed: int, data_rank: int
-) -> Planner:
-    """The stage's plan for one data-parallel rank."""
-    values = stage.values
-    settings = PlanSettings(
-        stage=stage.name,
-        seed=seed,
-        num_steps=values.steps,
-        text_ratio=values.text_ratio,
-        text_warmup_fraction=values.text_warmup_fraction,
-        sources=values.sources,
-        global_batch_size=values.global_batch_size,
-        sequence_length=values.sequence_length,
-        packing=values.packing,
-        lanes=choose_lanes(data.lanes, values.global_batch_size),
-        shuffle_window=data.shuffle_window,
-        packing_window=data.packing_window,
-        max_carry_steps=data.max_carry_steps,
-        max_images_per_pack=data.max_images_per_pack,
-    )
-    return Planner(sources.tables(), settings, data_rank, stage.topology.data_size)
-
-
 def build_loader(
-    planner: Planner, sources: Sources, stage: StageSettings, role: Role, data: DataConfig
+    planner: StepPlanner,
+    sources: Sources,
+    stage: StageSettings,
+    role: Role,
+    data: DataConfig,
+    *,
+    pin_memory: bool = False,
 ) -> Loader:
-    """The stage's microbatches for one rank."""
+    """The stage's microbatches for one rank; `pin_memory` for one with a GPU."""
     rows = row_rule(stage)
-    reader = IndexedUnits(sources.training, sources.content, rows.sequence_length, role)
-    return Loader(planner, reader, sources.content, rows, role, prefetch_steps=data.prefetch_steps)
+    reader = IndexedUnits(
+        sources.training, sources.content, rows.sequence_length, role, AccessRule.of(data.access)
+    )
+    rule = LoadingRule(
+        prefetch_steps=data.prefetch_steps,
+        num_threads=data.workers,
+        refuse_failed=data.on_bad_sample == "refuse",
+        pin_memory=pin_memory,
+    )
+    return Loader(planner, reader, sources.content, rows, role, rule)
 
 
 def row_rule(stage: StageSettings) -> RowRule:

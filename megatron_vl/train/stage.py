@@ -11,7 +11,6 @@ from megatron_vl.checkpoint.state import RunState
 from megatron_vl.checkpoint.store import load_training_state, load_weights
 from megatron_vl.config.root import PretrainConfig
 from megatron_vl.data.loader import Loader, Role
-from megatron_vl.data.plan import Planner
 from megatron_vl.data.plan_state import PlanState, merge_states
 from megatron_vl.device.machine import Device
 from megatron_vl.model.initialize import initialize
@@ -20,9 +19,10 @@ from megatron_vl.model.vlm import BuildOptions, build_chunks, freeze
 from megatron_vl.parallel.gradients import distribute
 from megatron_vl.parallel.groups import Groups, build_groups, destroy_groups
 from megatron_vl.train.optimizer import Optimizer, build_optimizer
+from megatron_vl.train.planning import OpenPlan, open_plan
 from megatron_vl.train.schedule import Schedule
 from megatron_vl.train.settings import StageSettings
-from megatron_vl.train.sources import Sources, build_loader, build_planner
+from megatron_vl.train.sources import Sources, build_loader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +43,11 @@ class Stage:
     schedule: Schedule
     loader: Loader
     first_step: int
-    left_out: dict[str, int]  # samples by source that no row can hold
+    plan: OpenPlan
 
-    def gather_plan(self, own: PlanState) -> PlanState:
-        """The plan's state with the lanes of all data-parallel ranks. Collective."""
+    def gather_plan(self, step: int) -> PlanState:
+        """The plan's state after `step`, with the lanes of all data-parallel ranks. Collective."""
+        own = self.plan.client.state_after(step)
         group = self.model.groups.collection.dp
         states: list[Any] = [None] * group.size()
         dist.all_gather_object(states, own, group=group)
@@ -76,16 +77,19 @@ def open_stage(
     groups = build_groups(settings.topology, config.run.seed, device.torch_device)
     exits.callback(destroy_groups)
     model = _build_model(config, settings, groups, device, sources.content.text.image_id, start)
-    planner = _build_planner(config, settings, sources, groups, start)
+    saved = None if start.resume is None else PlanState.from_json(start.resume.plan)
+    plan = open_plan(config, settings, sources, saved, (device.local_rank, groups.data_rank), exits)
     role = Role.of_stage(is_first=groups.is_first_stage, is_last=groups.is_last_stage)
-    loader = exits.enter_context(build_loader(planner, sources, settings, role, config.data))
+    loader = exits.enter_context(
+        build_loader(plan.client, sources, settings, role, config.data, pin_memory=device.kind == "cuda")
+    )
     return Stage(
         settings=settings,
         model=model,
         schedule=_schedule(settings),
-        loader=loader,
+        loader=exits.enter_context(loader),
         first_step=1 if start.resume is None else start.resume.step + 1,
-        left_out={source: count for source, count in planner.left_out.items() if count},
+        plan=plan,
     )
 
 
@@ -134,15 +138,6 @@ def _build_model(
     if start.checkpoint is not None and start.resume is not None:
         load_training_state(start.checkpoint, wrapped, optimizer.inner, groups)
     return Model(chunks=wrapped, optimizer=optimizer, groups=groups)
-
-
-def _build_planner(
-    config: PretrainConfig, settings: StageSettings, sources: Sources, groups: Groups, start: Start
-) -> Planner:
-    planner = build_planner(sources, settings, config.data, config.run.seed, groups.data_rank)
-    if start.resume is not None:
-        planner.restore(PlanState.from_json(start.resume.plan))
-    return planner
 
 
 def _schedule(settings: StageSettings) -> Schedule:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megatron_vl.data.types import Microbatch
+from megatron_vl.data.microbatch import Microbatch
 from megatron_vl.parallel.groups import Groups
 from megatron_vl.parallel.pipeline import run_microbatches
 from megatron_vl.train.optimizer import Optimizer
@@ -30,18 +30,33 @@ class StepResult:
     seconds: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Vote:
+    """What a rank tells all others at the end of a step: whether it was asked to stop, and what it has planned.
+
+    Ranks of one `plan_group` must have one `plan_digest` (below 2^52: exact in fp64).
+    """
+
+    stop_requested: bool = False
+    plan_group: int = 0
+    plan_digest: int = 0
+
+
 def train_step(
     chunks: list[Any],
     optimizer: Optimizer,
     microbatches: list[Microbatch],
     groups: Groups,
     max_norm: float,
-    stop_requested: bool,
+    vote: Vote,
 ) -> StepResult:
     """Train on this rank's microbatches of one global batch.
 
-    Ranks agree by one all-reduce of a vector on gradient norm, finiteness, loss, counts and signals; reading it is
-    the step's only device-to-host synchronisation. A non-finite value on any rank skips the update on all.
+    Ranks agree by one all-reduce of a vector on gradient norm, finiteness, loss, counts, signals and plans; reading
+    it is the step's only device-to-host synchronisation. A non-finite value on any rank skips the update on all.
+
+    Raises:
+        RuntimeError: ranks that deal rows among themselves have planned different ones; names the ranks.
     """
     began = perf_counter()
     for chunk in chunks:
@@ -50,15 +65,21 @@ def train_step(
     losses = run_microbatches(chunks, microbatches, groups)
     squares = optimizer.prepare()
 
-    mine = torch.zeros(8, dtype=torch.float64, device=squares.device)
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    told = torch.zeros(8 + 2 * world_size, dtype=torch.float64)
+    if groups.is_first_stage and groups.tensor_rank == 0:
+        told[3:7] = torch.tensor(_counts(microbatches), dtype=torch.float64)
+    told[7] = vote.stop_requested
+    told[8 + 2 * rank : 10 + 2 * rank] = torch.tensor(
+        [vote.plan_group, vote.plan_digest], dtype=torch.float64
+    )
+    mine = told.to(squares.device)
     mine[0] = squares
     if groups.is_last_stage and groups.tensor_rank == 0:
         mine[1], mine[2] = losses.loss_sum, losses.num_tokens
-    if groups.is_first_stage and groups.tensor_rank == 0:
-        mine[3:7] = torch.tensor(_counts(microbatches), dtype=torch.float64)
-    mine[7] = stop_requested
     dist.all_reduce(mine)
-    squares_sum, loss_sum, supervised, tokens, samples, failed, images, stops = mine.tolist()
+    squares_sum, loss_sum, supervised, tokens, samples, failed, images, stops, *plans = mine.tolist()
+    _check_plans(plans[::2], plans[1::2])
 
     norm = math.sqrt(squares_sum) if squares_sum >= 0 else math.nan
     finite = math.isfinite(norm) and math.isfinite(loss_sum)
@@ -76,6 +97,22 @@ def train_step(
         skipped=not finite,
         seconds=perf_counter() - began,
     )
+
+
+def _check_plans(plan_groups: list[float], digests: list[float]) -> None:
+    """By rank. Raises RuntimeError naming those that differ from the first rank of their group."""
+    first: dict[float, int] = {}
+    differing = [
+        rank
+        for rank, group in enumerate(plan_groups)
+        if digests[rank] != digests[first.setdefault(group, rank)]
+    ]
+    if differing:
+        others = sorted({first[plan_groups[rank]] for rank in differing})
+        raise RuntimeError(
+            f"ranks {differing} planned other rows than rank(s) {others} of their group; all must run the same code on "
+            "the same index"
+        )
 
 
 def _counts(microbatches: list[Microbatch]) -> list[int]:

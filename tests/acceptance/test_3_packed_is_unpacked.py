@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from megatron_vl.config.parallel import ParallelConfig
-from megatron_vl.data.types import Microbatch
+from megatron_vl.data.microbatch import Microbatch
 from megatron_vl.parallel.gradients import parameters_at_rest
 from megatron_vl.parallel.pipeline import run_forward
 from tests.support.ranks import run_ranks

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from megatron_vl.config.parallel import ParallelConfig
-from megatron_vl.train.step import train_step
+from megatron_vl.train.step import Vote, train_step
 from tests.acceptance.test_2_parallel_parity import FREEZING, SETTINGS
 from tests.support.ranks import run_ranks
 from tests.support.training import Case, batch, build
@@ -24,7 +24,7 @@ def encoder_calls(case: Case) -> list[int]:
             module.register_forward_pre_hook(count)
     for step in (2, 4, 1, 2, 3):
         calls.append(0)
-        train_step(chunks, optimizer, batch(case, step, groups), groups, 1.0, False)
+        train_step(chunks, optimizer, batch(case, step, groups), groups, 1.0, Vote())
     return calls
 
 
@@ -48,7 +48,7 @@ def mixed_step(case: Case) -> float:
     with_images = [row for row in rows if row.num_images]
     without = [row for row in rows if not row.num_images]
     ordered = with_images + without if groups.data_rank else without + with_images
-    return train_step(chunks, optimizer, ordered, groups, 1.0, False).gradient_norm
+    return train_step(chunks, optimizer, ordered, groups, 1.0, Vote()).gradient_norm
 
 
 def test_ranks_may_differ_in_which_microbatch_has_images() -> None:

@@ -16,7 +16,7 @@ from megatron_vl.data.sample import Message, Sample
 from megatron_vl.evaluate.evaluator import Evaluator
 from megatron_vl.evaluate.items import ImageFile, Item
 from megatron_vl.parallel.gradients import parameters_at_rest
-from megatron_vl.train.step import train_step
+from megatron_vl.train.step import Vote, train_step
 from tests.support.evaluation import content_rule
 from tests.support.ranks import run_ranks
 from tests.support.tiny_data import picture, write_tokenizer
@@ -67,7 +67,7 @@ def train(case: Case, tokenizer: Path | None) -> Trained:
             evaluator.bits_per_byte([TEXT])  # for one replica alone: the other must not be needed for it
             evaluator.choose(ITEMS)
             answers += evaluator.generate(ITEMS, max_new_tokens=3)
-        losses.append(train_step(chunks, optimizer, batch(case, step, groups), groups, 1.0, False).loss)
+        losses.append(train_step(chunks, optimizer, batch(case, step, groups), groups, 1.0, Vote()).loss)
     with parameters_at_rest(chunks):
         weights = {
             f"{n}.{name}": parameter.detach().clone()

@@ -11,8 +11,9 @@ from megatron_vl.config.errors import UserError
 from megatron_vl.config.parallel import ParallelConfig
 from megatron_vl.config.train import PARTS
 from megatron_vl.parallel.gradients import parameters_at_rest
+from megatron_vl.train.step import Vote, train_step
 from tests.support.ranks import run_ranks
-from tests.support.training import Case, batch, build, tiny_model, train_step
+from tests.support.training import Case, batch, build, tiny_model
 
 STATE = RunState(stage="joint", step=1, num_steps=3, global_step=1, plan={}, fingerprint={})
 
@@ -25,7 +26,7 @@ def save(folder: Path, of: Case) -> None:
     """After one step, so that there is optimizer state."""
     chunks, optimizer, groups = build(of)
     optimizer.set_learning_rate(1e-3)
-    train_step(chunks, optimizer, batch(of, 1, groups), groups, 1.0, False)
+    train_step(chunks, optimizer, batch(of, 1, groups), groups, 1.0, Vote())
     store = CheckpointStore(
         folder, 1, Description(model=tiny_model(), image_token_id=5, tokens=None), folder / "none"
     )

@@ -18,7 +18,7 @@ from megatron_vl.checkpoint.convert.layouts import TRANSFORMERS
 from megatron_vl.checkpoint.description import read_description
 from megatron_vl.checkpoint.opening import open_model
 from megatron_vl.config.parallel import ParallelConfig
-from megatron_vl.data.types import Microbatch
+from megatron_vl.data.microbatch import Microbatch
 from megatron_vl.device.machine import pick_device
 from megatron_vl.parallel.gradients import distribute
 from megatron_vl.parallel.pipeline import run_forward, run_microbatches

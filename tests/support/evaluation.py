@@ -15,10 +15,11 @@ from torch import Tensor
 from megatron_vl.config.evaluate import NORMALIZATIONS
 from megatron_vl.config.model import ModelConfig
 from megatron_vl.config.parallel import ParallelConfig, RecomputeConfig
-from megatron_vl.data.images import ImageRule, ImageTokens, decode_image
+from megatron_vl.data.image_tokens import ImageTokens
+from megatron_vl.data.images import ImageRule, decode_image
 from megatron_vl.data.loader import ContentRule
+from megatron_vl.data.microbatch import Microbatch
 from megatron_vl.data.sample import Message, Sample
-from megatron_vl.data.types import Microbatch
 from megatron_vl.evaluate.evaluator import Choice, Evaluator, SequenceScore, TextBits
 from megatron_vl.evaluate.items import ImageFile, Item
 from megatron_vl.evaluate.sequences import option_sequences

@@ -7,12 +7,14 @@ from typing import Any
 import torch
 
 from megatron_vl.data.batch import PADDING, RowRule
-from megatron_vl.data.images import ImageRule, ImageTokens
+from megatron_vl.data.image_tokens import ImageTokens
+from megatron_vl.data.images import ImageRule
 from megatron_vl.data.index import SourceIndex
 from megatron_vl.data.indexing import build_index
-from megatron_vl.data.loader import ContentRule, LoadedStep, Loader, Role
-from megatron_vl.data.plan_state import PlanState
-from megatron_vl.data.types import MULTIMODAL, Microbatch, Pack, StepPlan, Unit
+from megatron_vl.data.loader import ContentRule, LoadedStep, Loader, LoadingRule, Role
+from megatron_vl.data.microbatch import Microbatch
+from megatron_vl.data.source_table import source_table
+from megatron_vl.data.types import MULTIMODAL, Pack, StepPlan, Unit
 from megatron_vl.data.units import IndexedUnits
 from tests.support.tiny_data import Samples, picture, text_rule, write_source, write_tokenizer
 
@@ -54,12 +56,15 @@ class LoaderSetup:
             image_tokens=ImageTokens(tokens_per_image=TOKENS_PER_IMAGE),
             max_sample_bytes=100_000,
         )
-        self.num_positions = self.index.num_positions(self.content.image_tokens)
 
     def unit(self, row: int, piece: int = 0) -> Unit:
-        rest = int(self.num_positions[row]) - piece * ROW
-        num_images = int(self.index.num_images[row])
+        rest = self.num_positions(row) - piece * ROW
+        num_images = len(self.index.locate(row).images)
         return Unit(source="mixed", sample=row, piece=piece, num_tokens=min(rest, ROW), num_images=num_images)
+
+    def num_positions(self, row: int) -> int:
+        table = source_table(self.index, MULTIMODAL, self.content.image_tokens)
+        return int(table.read(row, row + 1)[0][0])
 
     def member(self, row: int, image: int | None = None) -> tuple[Path, slice]:
         """The shard of a sample, and where in it lies its text or one of its images."""
@@ -78,7 +83,7 @@ class LoaderSetup:
         self, planner: "FixedPlanner", role: Role = ALL, rows: RowRule = PACKED, **options: Any
     ) -> Loader:
         reader = IndexedUnits({"mixed": self.index}, self.content, rows.sequence_length, role)
-        return Loader(planner, reader, self.content, rows, role, **options)
+        return Loader(planner, reader, self.content, rows, role, LoadingRule(**options))
 
     def step(
         self, packs: Sequence[Sequence[Unit]], role: Role = ALL, rows: RowRule = PACKED, **options: Any
@@ -100,11 +105,8 @@ class FixedPlanner:
         self.before_step(self.step + 1)
         self.step += 1
         return StepPlan(
-            step=self.step, modality=MULTIMODAL, text_ratio=0.5, packs=self.packs, digest=self.step
+            step=self.step, modality=MULTIMODAL, text_ratio=0.5, packs=self.packs, group=0, digest=self.step
         )
-
-    def state(self) -> PlanState:
-        return ("state after", self.step)  # type: ignore[return-value]  # the loader passes it on unread
 
 
 def segments(batch: Microbatch, tensor: torch.Tensor | None) -> list[list[Any]]:

@@ -13,7 +13,8 @@ from torch import Tensor
 from megatron_vl.config.model import ModelConfig
 from megatron_vl.config.parallel import ParallelConfig, RecomputeConfig
 from megatron_vl.config.train import PARTS, TrainConfig
-from megatron_vl.data.types import Microbatch, Unit
+from megatron_vl.data.microbatch import Microbatch
+from megatron_vl.data.types import Unit
 from megatron_vl.model.initialize import global_names, initialize
 from megatron_vl.model.transformer_config import Division, transformer_config
 from megatron_vl.model.vlm import BuildOptions, build_chunks, freeze
@@ -22,7 +23,7 @@ from megatron_vl.parallel.groups import Groups, build_groups
 from megatron_vl.planning.layout import resolve_layout
 from megatron_vl.planning.topology import Topology
 from megatron_vl.train.optimizer import Optimizer, build_optimizer
-from megatron_vl.train.step import train_step
+from megatron_vl.train.step import Vote, train_step
 
 IMAGE_TOKEN = 5
 TOKENS_PER_IMAGE = 36
@@ -122,7 +123,7 @@ def train(case: Case) -> Outcome:
     optimizer.record = lambda: gradients.append(gather(chunks, groups, gradients=True))
     frozen_before = _frozen(chunks)
     results = [
-        train_step(chunks, optimizer, batch(case, step, groups), groups, 1.0, False)
+        train_step(chunks, optimizer, batch(case, step, groups), groups, 1.0, Vote())
         for step in range(1, case.num_steps + 1)
     ]
     with parameters_at_rest(chunks):

@@ -20,8 +20,9 @@ from megatron_vl.data.batch import (
     microbatch_length,
     split_packs,
 )
+from megatron_vl.data.microbatch import Microbatch
 from megatron_vl.data.text import EncodedSample
-from megatron_vl.data.types import Microbatch, Pack, Unit
+from megatron_vl.data.types import Pack, Unit
 
 FILLER = 9
 

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from megatron_vl.data.images import MIN_SIDE, ImageRule, ImageTokens, decode_image, read_size
+from megatron_vl.data.image_tokens import ImageTokens
+from megatron_vl.data.images import MIN_SIDE, ImageRule, decode_image, read_size
 from megatron_vl.data.sample import SampleError
 from tests.support.tiny_data import picture
 

@@ -12,12 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_vl.config.errors import UserError
-from megatron_vl.data.images import ImageTokens
+from megatron_vl.data.image_tokens import ImageTokens
 from megatron_vl.data.index import SourceIndex
 from megatron_vl.data.indexing import IndexSummary, build_index
 from megatron_vl.data.sample import SampleError, parse_sample
 from megatron_vl.data.shard_reader import ShardReader
+from megatron_vl.data.source_table import source_table
 from megatron_vl.data.text import TextRule
+from megatron_vl.data.types import MULTIMODAL
 from tests.support.tiny_data import Samples, mixed_samples, picture, text_rule, write_source, write_tokenizer
 
 
@@ -42,14 +44,16 @@ def test_rows_are_the_samples_in_order(tmp_path: Path, rule: TextRule, num_proce
     summary = index_folder(
         tmp_path, rule, num_processes=num_processes, on_shard=lambda *counts: progress.append(counts)
     )
-    index = open_index(tmp_path, rule, verify=True)
+    index = open_index(tmp_path, rule)
     assert progress == [(1, 3), (2, 3), (3, 3)]
     assert index.num_samples == summary.num_samples == len(samples)
-    assert index.shard_starts.tolist() == [0, 3, 6]
-    assert index.image_starts[-1] == summary.num_images == sum(len(images) for _, images in samples.values())
-    assert index.num_text_tokens.sum() == summary.num_text_tokens
+    assert index.first_samples.tolist() == [0, 3, 6]
+    assert [shard.num_samples for shard in index.shards()] == [3, 3, len(samples) - 6]
+    assert index.num_images == summary.num_images == sum(len(images) for _, images in samples.values())
+    assert index.num_text_tokens == summary.num_text_tokens
     reader = ShardReader()
-    positions = index.num_positions(ImageTokens(tokens_per_image=5))
+    tokens = ImageTokens(tokens_per_image=5)
+    positions, num_images = source_table(index, MULTIMODAL, tokens).read(0, index.num_samples)
     for row, (key, (fields, images)) in enumerate(samples.items()):
         location = index.locate(row)
         assert (index.key(row), location.key) == (key, key)
@@ -57,12 +61,11 @@ def test_rows_are_the_samples_in_order(tmp_path: Path, rule: TextRule, num_proce
         assert json.loads(data) == fields
         files = list(images.values())
         assert [reader.read(location, member) for member in location.images] == files
-        assert index.num_images[row] == len(images)
-        sizes = index.image_sizes[index.image_starts[row] : index.image_starts[row + 1]]
-        assert [tuple(size) for size in sizes] == [png_or_jpeg_size(file) for file in files]
+        assert num_images[row] == len(images)
+        assert [tuple(size) for size in location.image_sizes] == [png_or_jpeg_size(file) for file in files]
         sequence = rule.encode(parse_sample(data, key, "shard", 10_000), [5] * len(images)).tokens
         assert positions[row] == len(sequence) - 1
-        assert index.num_text_tokens[row] == len(sequence) - 1 - 5 * len(images)
+        assert location.num_text_tokens == len(sequence) - 1 - 5 * len(images)
 
 
 def png_or_jpeg_size(data: bytes) -> tuple[int, int]:
@@ -227,7 +230,7 @@ def test_an_image_that_cannot_be_read_is_counted_not_refused(shard: Path, rule: 
 
     repack(shard, spoil)
     assert index_folder(shard.parent, rule).num_unreadable_images == 1
-    assert open_index(shard.parent, rule).image_sizes.tolist() == [[0, 0], [20, 12]]
+    assert open_index(shard.parent, rule).columns(0).image_sizes.tolist() == [[0, 0], [20, 12]]
 
 
 def test_empty_folders_and_shards_are_named(tmp_path: Path, rule: TextRule) -> None:

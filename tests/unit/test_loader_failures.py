@@ -3,7 +3,6 @@
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ import torch
 from megatron_vl.config.errors import UserError
 from megatron_vl.data.batch import RowRule
 from megatron_vl.data.loader import Failures, Role
+from megatron_vl.data.sample import SampleError
 from tests.support.tiny_loader import (
     CAPTION,
     CHAT_ROW,
@@ -60,11 +60,9 @@ def test_an_image_that_does_not_decode_costs_its_sample_s_loss_only(source: Load
     [
         (b"{", "invalid JSON"),
         (b'{"text": ""}', "invalid sample"),
-        (b'{"text": "<image><image>"}', "differs from its index"),
-        (b'{"text": "a red <image>"}', "differs from its index"),
     ],
 )
-def test_a_text_that_is_not_the_indexed_one_is_blanked(source: LoaderSetup, data: bytes, cause: str) -> None:
+def test_a_text_that_cannot_be_used_is_blanked(source: LoaderSetup, data: bytes, cause: str) -> None:
     packs = [[source.unit(PLAIN), source.unit(CAPTION)]]
     clean = source.step(packs).microbatches[0]
     source.overwrite(CAPTION, data)
@@ -78,11 +76,28 @@ def test_a_text_that_is_not_the_indexed_one_is_blanked(source: LoaderSetup, data
     assert torch.equal(batch.images_NCHW, clean.images_NCHW)
 
 
+@pytest.mark.parametrize("data", [b'{"text": "<image><image>"}', b'{"text": "a red <image>"}'])
+def test_a_text_that_is_not_the_indexed_one_ends_the_run(source: LoaderSetup, data: bytes) -> None:
+    """Every rank's plan rests on its length."""
+    packs = [[source.unit(PLAIN), source.unit(CAPTION)]]
+    source.overwrite(CAPTION, data)
+    with pytest.raises(
+        UserError, match=r"sample 'caption' in .* differs from its index: .*Index the source anew"
+    ):
+        source.step(packs)
+
+
+def test_a_bad_sample_ends_the_run_where_it_is_to_be_refused(source: LoaderSetup) -> None:
+    source.overwrite(CHAT_ROW, b"no image", image=1)
+    with pytest.raises(SampleError, match=r"sample 'chat' in .*: image cannot be decoded"):
+        source.step([[source.unit(CHAT_ROW)]], refuse_failed=True)
+
+
 def test_image_tokens_that_are_fewer_than_the_images_need_end_the_run(source: LoaderSetup) -> None:
     """No plan cuts a sample with images; if one did, features would not match their places."""
     rows = RowRule(sequence_length=6, packing=True, micro_batch_size=1)
-    cut = replace(source.unit(CHAT_ROW), num_tokens=6)
-    with pytest.raises(ValueError, match="a unit of 6 positions has no room for 8 image tokens"):
+    cut = source.unit(CHAT_ROW)._replace(num_tokens=6)
+    with pytest.raises(UserError, match="6 tokens, 2 of images; the index says 6 and 8"):
         source.step([[cut]], rows=rows)
 
 

@@ -11,9 +11,10 @@ from megatron_vl.config.errors import UserError
 from megatron_vl.data.mixture import (
     MILLION,
     TextSchedule,
-    next_modality,
+    book_draw,
+    next_text_rows,
     pick_source,
-    unit_weights,
+    sample_weights,
 )
 from megatron_vl.data.types import MULTIMODAL, TEXT
 
@@ -22,11 +23,16 @@ STEPS = st.integers(1, 400)
 
 
 def realised(schedule: TextSchedule, num_steps: int) -> list[str]:
-    deficit, modalities = 0, []
+    """With steps of one modality."""
+    return [TEXT if rows else MULTIMODAL for rows in text_rows(schedule, num_steps, num_rows=9, quantum=9)]
+
+
+def text_rows(schedule: TextSchedule, num_steps: int, num_rows: int, quantum: int) -> list[int]:
+    deficit, rows = 0, []
     for step in range(1, num_steps + 1):
-        modality, deficit = next_modality(deficit, schedule.at(step))
-        modalities.append(modality)
-    return modalities
+        num_text, deficit = next_text_rows(deficit, schedule.at(step), num_rows, quantum)
+        rows.append(num_text)
+    return rows
 
 
 def schedule(num_steps: int, text_ratio: float, warmup_fraction: float) -> TextSchedule:
@@ -69,6 +75,18 @@ def test_extreme_ratios_train_one_modality_only() -> None:
     assert set(realised(schedule(50, 1.0, 0.0), 50)) == {TEXT}
 
 
+@given(num_steps=STEPS, text_ratio=RATIOS, quantum=st.sampled_from([1, 2, 4, 12]))
+def test_phases_keep_to_the_schedule_within_a_quantum(
+    num_steps: int, text_ratio: float, quantum: int
+) -> None:
+    given_rows, scheduled = 0, 0.0
+    for num_text in text_rows(schedule(num_steps, text_ratio, 0.0), num_steps, 12, quantum):
+        given_rows, scheduled = given_rows + num_text, scheduled + 12 * text_ratio
+        assert num_text % quantum == 0
+        assert 0 <= num_text <= 12
+        assert abs(given_rows - scheduled) <= quantum / 2 + 1e-3 * num_steps
+
+
 def test_even_ratio_alternates() -> None:
     assert realised(schedule(8, 0.5, 0.0), 8) == [TEXT, MULTIMODAL] * 4
 
@@ -100,11 +118,13 @@ WEIGHTS = st.dictionaries(st.sampled_from("abcdef"), st.floats(0.001, 1000), min
 
 @given(weights=WEIGHTS, num_draws=st.integers(1, 300))
 def test_draws_follow_the_weights(weights: dict[str, float], num_draws: int) -> None:
-    shares = unit_weights(weights, dict.fromkeys(weights, Fraction(1)))
+    shares = sample_weights(weights)
     credits, counts = dict.fromkeys(shares, 0), dict.fromkeys(shares, 0)
     most_behind = sum(1 / k for k in range(1, len(weights) + 1))  # of a game of emptying the fullest cup
     for draw in range(1, num_draws + 1):
-        counts[pick_source(credits, shares)] += 1
+        chosen = pick_source(credits, shares)
+        book_draw(credits, shares, chosen, num_pieces=1)
+        counts[chosen] += 1
         for name, weight in shares.items():
             due = Fraction(draw * weight, sum(shares.values()))
             assert counts[name] - 1 < due < counts[name] + most_behind
@@ -113,13 +133,28 @@ def test_draws_follow_the_weights(weights: dict[str, float], num_draws: int) -> 
 
 @given(weights=WEIGHTS)
 def test_weights_are_relative_and_their_order_does_not_matter(weights: dict[str, float]) -> None:
-    ones = dict.fromkeys(weights, Fraction(1))
     shuffled = dict(reversed(weights.items()))
-    assert list(unit_weights(weights, ones).items()) == list(unit_weights(shuffled, ones).items())
+    assert list(sample_weights(weights).items()) == list(sample_weights(shuffled).items())
     doubled = {name: 2 * weight for name, weight in weights.items()}
-    assert unit_weights(weights, ones) == unit_weights(doubled, ones)
+    assert sample_weights(weights) == sample_weights(doubled)
 
 
 def test_sources_of_long_documents_are_drawn_more_often() -> None:
-    per_sample = {"books": Fraction(10), "notes": Fraction(1)}
-    assert unit_weights({"books": 1.0, "notes": 3.0}, per_sample) == {"books": 2_500_000, "notes": 750_000}
+    """Weights are by samples: of 1 : 3, ten pieces a book, 10 pieces to 3 notes."""
+    shares, pieces = sample_weights({"books": 1.0, "notes": 3.0}), {"books": 10, "notes": 1}
+    credits, counts = dict.fromkeys(shares, 0), dict.fromkeys(shares, 0)
+    for _ in range(1300):
+        chosen = pick_source(credits, shares)
+        book_draw(credits, shares, chosen, pieces[chosen])
+        counts[chosen] += 1
+    assert counts["books"] == pytest.approx(1000, abs=10)
+
+
+@given(weights=WEIGHTS, num_pieces=st.integers(1, 50))
+def test_a_draw_taken_back_leaves_no_trace(weights: dict[str, float], num_pieces: int) -> None:
+    shares = sample_weights(weights)
+    credits = dict.fromkeys(shares, 7)
+    chosen = pick_source(credits, shares)
+    book_draw(credits, shares, chosen, num_pieces)
+    book_draw(credits, shares, chosen, num_pieces, sign=-1)
+    assert set(credits.values()) == {7}

@@ -1,6 +1,8 @@
-"""Packs hold what fits, lose nothing, and put those first that waited too long."""
+"""Packs hold what fits, lose nothing, put those first that waited too long, and leave nothing at a flush."""
 
 from collections import Counter
+from collections.abc import Iterator
+from itertools import count
 
 import pytest
 from hypothesis import given
@@ -9,75 +11,107 @@ from hypothesis import strategies as st
 from megatron_vl.data.packing import PackingRule, Waiting
 from megatron_vl.data.types import Pack, Unit
 
-ROW, CAP, OVERDUE = 100, 5, 4
+ROW, CAP, OVERDUE, FLUSH = 100, 5, 4, 8
+LATE = 1000  # batches to the next flush: it has no say yet
 
 
-def rule(num_rows: int = 3, window: int = 20) -> PackingRule:
+def rule(window: int = 20) -> PackingRule:
     return PackingRule(
-        num_rows=num_rows, sequence_length=ROW, max_images=CAP, window=window, max_carry_steps=OVERDUE
+        sequence_length=ROW, max_images=CAP, window=window, max_carry_steps=OVERDUE, flush_steps=FLUSH
     )
 
 
+def unit(sample: int, num_tokens: int, num_images: int = 0) -> Unit:
+    return Unit(source="pages", sample=sample, piece=0, num_tokens=num_tokens, num_images=num_images)
+
+
 def waiting(sample: int, num_tokens: int, num_images: int = 0, age: int = 0) -> Waiting:
-    unit = Unit(source="pages", sample=sample, piece=0, num_tokens=num_tokens, num_images=num_images)
-    return Waiting(unit=unit, age=age)
+    return Waiting(unit(sample, num_tokens, num_images), age)
+
+
+class Source:
+    """Gives units in turn, and remembers which were taken."""
+
+    def __init__(self, sizes: Iterator[tuple[int, int]]) -> None:
+        self._sizes, self._numbers = sizes, count(1000)
+        self._back: list[Unit] = []
+        self.taken: list[Unit] = []
+
+    def draw(self) -> Unit:
+        self.taken.append(self._back.pop() if self._back else unit(next(self._numbers), *next(self._sizes)))
+        return self.taken[-1]
+
+    def undo(self) -> None:
+        self._back.append(self.taken.pop())
+
+
+def nothing() -> Source:
+    return Source(iter(()))
 
 
 def samples(packs: list[Pack]) -> list[list[int]]:
-    return [[unit.sample for unit in pack.units] for pack in packs]
+    return [[one.sample for one in pack.units] for pack in packs]
+
+
+SIZES = st.tuples(st.integers(1, ROW), st.integers(0, CAP))
 
 
 @st.composite
-def pools(draw: st.DrawFn) -> tuple[PackingRule, list[Waiting]]:
-    """A rule, and a pool that the rule finds large enough, oldest first."""
-    packing = rule(num_rows=draw(st.integers(1, 4)), window=draw(st.integers(1, 40)))
-    pool: list[Waiting] = []
-    while packing.wants_more(len(pool), sum(one.unit.num_tokens for one in pool)):
-        tokens, images = draw(st.integers(1, ROW)), draw(st.integers(0, CAP))
-        pool.append(waiting(len(pool), tokens, images, age=draw(st.integers(0, 2 * OVERDUE))))
-    return packing, sorted(pool, key=lambda one: -one.age)
+def sources(draw: st.DrawFn) -> Source:
+    sizes = draw(st.lists(SIZES, min_size=1, max_size=30))
+    return Source(sizes[n % len(sizes)] for n in count())
 
 
-@given(case=pools())
-def test_packs_respect_row_and_image_cap(case: tuple[PackingRule, list[Waiting]]) -> None:
-    packing, pool = case
-    packs, _ = packing.emit(pool)
-    assert len(packs) == packing.num_rows
+@st.composite
+def pools(draw: st.DrawFn) -> list[Waiting]:
+    drawn = draw(st.lists(st.tuples(SIZES, st.integers(0, 2 * OVERDUE)), max_size=20))
+    pool = [waiting(n, *sizes, age=age) for n, (sizes, age) in enumerate(drawn)]
+    return sorted(pool, key=lambda one: -one.age)
+
+
+@given(pool=pools(), source=sources(), num_rows=st.integers(1, 4), window=st.integers(1, 40))
+def test_rows_hold_what_fits_and_nothing_is_lost(
+    pool: list[Waiting], source: Source, num_rows: int, window: int
+) -> None:
+    packs, left = rule(window).pack(pool, num_rows, LATE, source)
+    assert len(packs) == num_rows
     assert all(pack.units and pack.num_tokens <= ROW and pack.num_images <= CAP for pack in packs)
-
-
-@given(case=pools())
-def test_every_unit_is_emitted_or_left_a_batch_older(case: tuple[PackingRule, list[Waiting]]) -> None:
-    packing, pool = case
-    packs, left = packing.emit(pool)
-    emitted = Counter(unit for pack in packs for unit in pack.units)
-    assert emitted + Counter(one.unit for one in left) == Counter(one.unit for one in pool)
+    emitted = Counter(one for pack in packs for one in pack.units)
+    assert emitted + Counter(one.unit for one in left) == Counter([one.unit for one in pool] + source.taken)
     ages = {one.unit: one.age for one in pool}
-    assert all(one.age == ages[one.unit] + 1 for one in left)
+    assert all(one.age == ages.get(one.unit, 0) + 1 for one in left)
 
 
-@given(case=pools())
-def test_overdue_units_go_first(case: tuple[PackingRule, list[Waiting]]) -> None:
+@given(pool=pools(), source=sources(), num_rows=st.integers(1, 4))
+def test_overdue_units_go_first(pool: list[Waiting], source: Source, num_rows: int) -> None:
     """No row is emitted before an overdue unit unless it holds one at least as old."""
-    packing, pool = case
-    packs, left = packing.emit(pool)
+    packs, left = rule().pack(pool, num_rows, LATE, source)
     ages = {one.unit: one.age for one in pool}
     oldest_left = max((one.age - 1 for one in left), default=0)
     if oldest_left >= OVERDUE:
-        assert all(max(ages[unit] for unit in pack.units) >= oldest_left for pack in packs)
+        assert all(max(ages.get(one, 0) for one in pack.units) >= oldest_left for pack in packs)
 
 
-@given(case=pools())
-def test_units_keep_their_order_within_a_pack(case: tuple[PackingRule, list[Waiting]]) -> None:
-    packing, pool = case
-    places = {one.unit: i for i, one in enumerate(pool)}
-    for pack in packing.emit(pool)[0]:
-        assert [places[unit] for unit in pack.units] == sorted(places[unit] for unit in pack.units)
+@given(
+    source=sources(), num_rows=st.integers(1, 4), window=st.integers(1, 60), begun=st.integers(0, FLUSH - 1)
+)
+def test_a_flush_leaves_nothing_and_every_batch_is_full_sized(
+    source: Source, num_rows: int, window: int, begun: int
+) -> None:
+    packing, left, emitted = rule(window), (), Counter[Unit]()
+    for batch in range(begun, 3 * FLUSH):
+        packs, left = packing.pack(left, num_rows, FLUSH - batch % FLUSH, source)
+        assert len(packs) == num_rows
+        assert all(pack.units and pack.num_tokens <= ROW and pack.num_images <= CAP for pack in packs)
+        emitted.update(one for pack in packs for one in pack.units)
+        if batch % FLUSH == FLUSH - 1:
+            assert left == ()
+    assert emitted == Counter(source.taken)
 
 
 def test_the_fullest_rows_are_emitted() -> None:
     pool = [waiting(i, tokens) for i, tokens in enumerate([60, 20, 55, 40, 80, 45])]
-    packs, left = rule(num_rows=2).emit(pool)
+    packs, left = rule(window=1).pack(pool, 2, LATE, nothing())
     assert samples(packs) == [[1, 4], [0, 3]]
     assert left == (waiting(2, 55, age=1), waiting(5, 45, age=1))
 
@@ -85,28 +119,34 @@ def test_the_fullest_rows_are_emitted() -> None:
 def test_best_fit_takes_the_tightest_row() -> None:
     """The 2 joins 60 + 38, not the first or emptiest row, that of 65."""
     pool = [waiting(i, tokens) for i, tokens in enumerate([65, 60, 38, 2])]
-    assert samples(rule(num_rows=2).emit(pool)[0]) == [[1, 2, 3], [0]]
+    assert samples(rule(window=1).pack(pool, 2, LATE, nothing())[0]) == [[1, 2, 3], [0]]
 
 
 def test_an_overdue_unit_displaces_fuller_rows() -> None:
     pool = [waiting(0, 10, age=OVERDUE), waiting(1, 100), waiting(2, 95)]
-    assert samples(rule(num_rows=1).emit(pool)[0]) == [[0]]
+    assert samples(rule(window=1).pack(pool, 1, LATE, nothing())[0]) == [[0]]
     pool[0] = waiting(0, 10, age=OVERDUE - 1)
-    assert samples(rule(num_rows=1).emit(pool)[0]) == [[1]]
+    assert samples(rule(window=1).pack(pool, 1, LATE, nothing())[0]) == [[1]]
 
 
-def test_a_pool_too_small_or_a_unit_too_large_is_an_error() -> None:
-    with pytest.raises(ValueError, match="1 of 3 rows"):
-        rule(num_rows=3).emit([waiting(0, 10)])
-    with pytest.raises(ValueError, match="exceeds 100 tokens or 5 images"):
-        rule(num_rows=1).emit([waiting(0, 10, num_images=CAP + 1)])
-    with pytest.raises(ValueError, match="exceeds 100 tokens or 5 images"):
-        rule(num_rows=1).emit([waiting(0, ROW + 1)])
+@pytest.mark.parametrize("too_large", [unit(0, 10, CAP + 1), unit(0, ROW + 1)])
+def test_a_unit_larger_than_a_row_is_an_error(too_large: Unit) -> None:
+    for batches_left in (LATE, 1):
+        with pytest.raises(ValueError, match="exceeds 100 tokens or 5 images"):
+            rule().pack([Waiting(too_large, 0)], 1, batches_left, Source((1, 0) for _ in count()))
 
 
-def test_the_pool_grows_to_the_window_but_not_beyond_what_is_emitted_in_time() -> None:
-    packing = rule(num_rows=2, window=8)
-    assert packing.wants_more(num_units=50, num_tokens=ROW)  # might fill one row only
-    assert packing.wants_more(num_units=7, num_tokens=2 * ROW)
-    assert not packing.wants_more(num_units=8, num_tokens=2 * ROW)
-    assert not packing.wants_more(num_units=7, num_tokens=2 * ROW * OVERDUE // 2)
+@pytest.mark.parametrize(
+    ("held", "window", "num_drawn"),
+    [
+        ([ROW // 2] * 2, 2, 1),  # might fill one row of two only, so one more is drawn
+        ([ROW // 2] * 3, 8, 5),  # up to the window
+        ([ROW] * 4, 8, 0),  # but not beyond what two batches emit, half of OVERDUE
+    ],
+)
+def test_the_pool_grows_to_the_window_but_not_beyond_what_is_emitted_in_time(
+    held: list[int], window: int, num_drawn: int
+) -> None:
+    source = Source((10, 0) for _ in count())
+    rule(window).pack([waiting(i, tokens) for i, tokens in enumerate(held)], 2, LATE, source)
+    assert len(source.taken) == num_drawn

@@ -10,8 +10,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from megatron_vl.config.errors import UserError
-from megatron_vl.data.plan import Planner, PlanSettings, choose_lanes, own_lanes, plan_digest
-from megatron_vl.data.types import MULTIMODAL, TEXT
+from megatron_vl.data.plan import Planner, plan_digest
+from megatron_vl.data.plan_settings import PlanSettings, choose_lanes, rank_group
+from megatron_vl.data.types import MIXED, MULTIMODAL, TEXT
 from tests.support.plans import (
     CAP,
     LANES,
@@ -39,7 +40,9 @@ def test_packs_fit_their_rows_and_are_of_the_steps_modality(settings: PlanSettin
         for pack in packs:
             assert 0 < pack.num_tokens <= ROW
             assert pack.num_images <= CAP
-            assert {MODALITIES[unit.source] for unit in pack.units} == {modality}
+            of_pack = {MODALITIES[unit.source] for unit in pack.units}
+            assert len(of_pack) == 1
+            assert modality == MIXED or of_pack == {modality}
             assert settings.packing or len(pack.units) == 1
 
 
@@ -55,8 +58,7 @@ def test_global_batch_does_not_depend_on_the_data_parallel_size(settings: PlanSe
 @hypothesis_settings(max_examples=25)
 @given(settings=SETTINGS, lanes=st.sampled_from([1, LANES]))
 def test_no_sample_is_lost_or_repeated_within_an_epoch(settings: PlanSettings, lanes: int) -> None:
-    """What was emitted and what is carried make up whole epochs and a part of the begun one: exactly for one
-    lane; for more, within the epochs that they stand in."""
+    """What was emitted and what is carried make up the epochs that the lanes stand in."""
     planner = Planner(small_tables(), replace(settings, lanes=lanes))
     dealt = Counter(unit_id(unit) for _ in range(60) for pack in planner.next().packs for unit in pack.units)
     states = planner.state().lanes
@@ -65,9 +67,6 @@ def test_no_sample_is_lost_or_repeated_within_an_epoch(settings: PlanSettings, l
         epochs = [lane.cursors[name].epoch for lane in states]
         counts = {unit: dealt.pop(unit, 0) for unit in all_units(name, source)}
         assert all(min(epochs) <= num <= max(epochs) + 1 for num in counts.values())
-        if len(set(epochs)) == 1:
-            begun = sum(lane.cursors[name].position for lane in states)
-            assert sum(counts.values()) == epochs[0] * len(counts) + begun
     assert not dealt  # nothing but the sources' units
 
 
@@ -80,7 +79,7 @@ def test_one_lane_emits_each_unit_once_per_epoch() -> None:
     for epoch in range(3):
         units = [unit for _ in expected for pack in planner.next().packs for unit in pack.units]
         assert Counter(map(unit_id, units)) == Counter(expected)
-        assert planner.state().lanes[0].cursors["docs"] == (epoch + 1, 0)
+        assert planner.state().lanes[0].cursors["docs"] == (epoch + 1, 0, 0)
 
 
 def test_realised_modality_follows_the_schedule() -> None:
@@ -120,23 +119,29 @@ def test_seeds_and_stages_give_different_plans() -> None:
     assert len({first(), first(seed=1), first(stage="sft")}) == 3
 
 
-def test_digest_tells_modality_units_and_their_order() -> None:
+def test_digest_tells_step_modality_rows_and_who_computes_them() -> None:
     [planner] = planners(plan_settings(), 1)
     plan = planner.next()
     digests = {
         plan.digest,
-        plan_digest(MULTIMODAL, plan.packs),
-        plan_digest(plan.modality, plan.packs[::-1]),
-        plan_digest(plan.modality, plan.packs[1:]),
+        plan_digest(plan.step, MULTIMODAL, [plan.packs]),
+        plan_digest(plan.step + 1, plan.modality, [plan.packs]),
+        plan_digest(plan.step, plan.modality, [plan.packs[::-1]]),
+        plan_digest(plan.step, plan.modality, [plan.packs[1:]]),
+        plan_digest(plan.step, plan.modality, [plan.packs[:4], plan.packs[4:]]),
     }
-    assert len(digests) == 4
-    assert all(0 <= digest < 2**63 for digest in digests)
-    assert plan.digest == plan_digest(plan.modality, plan.packs)
+    assert len(digests) == 6
+    assert all(0 <= digest < 2**52 for digest in digests)  # exact as a float
+    assert plan.digest == plan_digest(plan.step, plan.modality, [plan.packs])
 
 
-def test_samples_that_fit_no_row_are_left_out_and_counted() -> None:
-    [planner] = planners(plan_settings(), 1)
-    assert planner.left_out == {"pages": 2, "figures": 0, "docs": 0, "code": 0}
+def test_samples_that_fit_no_row_are_left_out_and_counted_once_an_epoch() -> None:
+    [planner] = planners(plan_settings(text_ratio=0.0, text_warmup_fraction=0.0), 1)
+    while any(lane.cursors["pages"].epoch < 1 for lane in planner.state().lanes):
+        planner.next()
+    epochs = [lane.cursors["pages"].epoch for lane in planner.state().lanes]
+    assert 2 <= planner.state().left_out["pages"] <= 2 * (max(epochs) + 1)
+    assert planner.state().left_out["figures"] == 0
 
 
 def test_real_lengths_fill_the_rows_and_nothing_waits_long() -> None:
@@ -161,9 +166,22 @@ def test_lanes_divide_the_global_batch() -> None:
 
 
 def test_ranks_own_whole_lanes() -> None:
-    assert [list(own_lanes(4, rank, 2)) for rank in (0, 1)] == [[0, 1], [2, 3]]
+    assert [list(rank_group(4, 0, rank, 2).lanes) for rank in (0, 1)] == [[0, 1], [2, 3]]
     with pytest.raises(UserError, match=r"data-parallel size 3 .*4 lanes.* one of \[1, 2, 4\]"):
-        own_lanes(4, 0, 3)
+        rank_group(4, 0, 0, 3)
+
+
+@given(data=st.data())
+def test_groups_divide_lanes_and_ranks(data: st.DataObject) -> None:
+    lanes = data.draw(st.integers(1, 60))
+    dp_size = data.draw(st.sampled_from([size for size in range(1, lanes + 1) if lanes % size == 0]))
+    balance_lanes = data.draw(st.integers(0, 70))
+    groups = [rank_group(lanes, balance_lanes, rank, dp_size) for rank in range(dp_size)]
+    assert all(rank in group.ranks for rank, group in enumerate(groups))
+    assert {lane for group in groups for lane in group.lanes} == set(range(lanes))
+    owned = [lane for rank, group in enumerate(groups) for lane in group.own_lanes(rank)]
+    assert owned == list(range(lanes))
+    assert all(groups[rank] == group for group in groups for rank in group.ranks)
 
 
 def test_a_source_without_shards_is_refused_by_field() -> None:
@@ -180,3 +198,63 @@ def test_a_scheduled_modality_without_a_source_is_refused() -> None:
         Planner(small_tables(), plan_settings(sources={"docs": 1.0}))
     with pytest.raises(UserError, match=r"asks for text steps, .* \['pages'\]"):
         Planner(small_tables(), plan_settings(sources={"pages": 1.0, "docs": 0.0}))
+
+
+def test_a_source_with_an_epoch_limit_gives_way_to_the_others() -> None:
+    settings = plan_settings(
+        sources={"docs": 1.0, "code": 100.0}, max_epochs={"code": 1}, text_ratio=1.0, packing=False
+    )
+    [planner] = planners(settings, 1)
+    drawn = Counter(unit.source for _ in range(30) for pack in planner.next().packs for unit in pack.units)
+    assert drawn["code"] == 40  # its samples, once
+    assert drawn["docs"] == 30 * settings.global_batch_size - 40
+
+
+def test_a_plan_without_sources_left_ends_with_an_error() -> None:
+    limits = {"docs": 1, "code": 1}
+    settings = plan_settings(sources={"docs": 1.0, "code": 1.0}, max_epochs=limits, text_ratio=1.0)
+    [planner] = planners(settings, 1)
+    with pytest.raises(UserError, match=r"used up its text sources: .*'docs': 1.*Train fewer steps"):
+        list(iter(planner.next, None))
+
+
+def test_phases_give_every_step_the_scheduled_share_of_text_rows() -> None:
+    settings = plan_settings(
+        grouping="phase", text_ratio=0.25, text_warmup_fraction=0.0, global_batch_size=16, balance_lanes=4
+    )
+    ranks = planners(settings, 2)
+    for _ in range(10):
+        for plan in (rank.next() for rank in ranks):
+            modalities = [MODALITIES[pack.units[0].source] for pack in plan.packs]
+            assert modalities == [MULTIMODAL] * 6 + [TEXT] * 2  # images first, on all ranks alike
+            assert plan.modality == MIXED
+
+
+def test_dealing_moves_rows_between_ranks_and_changes_none() -> None:
+    one, four = planners(plan_settings(), 4), planners(plan_settings(balance_lanes=4), 4)
+    for _ in range(10):
+        plain, dealt = [rank.next() for rank in one], [rank.next() for rank in four]
+        assert len({plan.digest for plan in dealt}) == 1
+        assert len({plan.digest for plan in plain}) == 4
+        loads = [
+            [sum(map(plan_settings().cost.of, plan.packs)) for plan in plans] for plans in (plain, dealt)
+        ]
+        assert max(loads[1]) <= max(loads[0])
+        assert Counter(p for plan in plain for p in plan.packs) == Counter(
+            p for plan in dealt for p in plan.packs
+        )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"grouping": "row"}, r"stage\.joint\.grouping=row: must be step or phase"),
+        ({"grouping": "phase", "micro_batch_size": 4}, r"micro_batch_size=4 does not divide"),
+        ({"flush_steps": 0}, r"data\.flush_steps=0: must be at least 1"),
+        ({"max_epochs": {"maps": 1}}, r"stage\.joint\.max_epochs\.maps=1: .* for a source with a weight"),
+        ({"max_epochs": {"docs": 0}}, r"max_epochs\.docs=0: it must be at least 1"),
+    ],
+)
+def test_settings_that_make_no_plan_are_refused_by_field(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        plan_settings(**changes)

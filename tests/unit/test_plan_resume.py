@@ -9,8 +9,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from megatron_vl.config.errors import UserError
-from megatron_vl.data.plan import Planner, PlanSettings
-from megatron_vl.data.plan_state import PlanState, check_resumable, merge_states
+from megatron_vl.data.plan import Planner
+from megatron_vl.data.plan_change import check_resumable, restart_sources
+from megatron_vl.data.plan_settings import PlanSettings
+from megatron_vl.data.plan_state import PlanState, merge_states
 from tests.support.plans import SETTINGS, plan_settings, planners, small_tables, step_packs, through_json
 
 
@@ -94,3 +96,59 @@ def test_states_that_do_not_belong_together_are_refused() -> None:
         second.restore(first.state())
     with pytest.raises(UserError, match="version 99"):
         PlanState.from_json({**first.state().to_json(), "version": 99})
+
+
+def test_a_changed_source_begins_anew_and_the_others_go_on() -> None:
+    tables = small_tables()
+    planner = Planner(tables, plan_settings())
+    for _ in range(6):
+        planner.next()
+    saved = planner.state()
+    tables["code"] = replace(tables["code"], digest="another")
+    changed = Planner(tables, plan_settings())
+    state, told = restart_sources(saved, changed.fingerprint, changed.state().lanes)
+    assert told == [
+        "data.sources.code (digest of its index) was digest of code and is another",
+        "source code begins anew",
+    ]
+    for before, after in zip(saved.lanes, state.lanes, strict=True):
+        assert after.cursors["code"] == (0, 0, 0) != before.cursors["code"]
+        assert {name: after.cursors[name] for name in ("pages", "figures", "docs")} == {
+            name: before.cursors[name] for name in ("pages", "figures", "docs")
+        }
+        kept = {w.unit for pool in before.waiting.values() for w in pool if w.unit.source != "code"}
+        assert {w.unit for pool in after.waiting.values() for w in pool} == kept
+    changed.restore(state)
+    assert changed.next().step == 7
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"sources": {"pages": 1.0, "docs": 1.0}}, "source figures ends"),
+        (
+            {"sources": {"pages": 1.0, "figures": 2.0, "docs": 2.0, "code": 3.0}},
+            "sources.docs was 1.0 and is 2.0",
+        ),
+        ({"seed": 5}, "all sources begin anew"),
+        ({"text_ratio": 0.2}, "text_ratio was 0.5 and is 0.2"),
+        ({"lanes": 2}, "all sources begin anew"),
+    ],
+)
+def test_a_changed_mixture_takes_effect_where_sources_may_restart(
+    changes: dict[str, object], told: str
+) -> None:
+    planner = Planner(small_tables(), plan_settings())
+    for _ in range(6):
+        planner.next()
+    changed = Planner(small_tables(), plan_settings(**changes))
+    state, said = restart_sources(planner.state(), changed.fingerprint, changed.state().lanes)
+    assert any(told in line for line in said)
+    changed.restore(state)
+    assert changed.next().step == 7
+
+
+def test_another_global_batch_is_refused_all_the_same() -> None:
+    saved, changed = planners(plan_settings(), 1)[0], planners(plan_settings(global_batch_size=12), 1)[0]
+    with pytest.raises(UserError, match=r"global_batch_size was 8 and is 12\. Restore it"):
+        restart_sources(saved.state(), changed.fingerprint, changed.state().lanes)

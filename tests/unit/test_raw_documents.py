@@ -176,6 +176,6 @@ def test_built_indexed_and_verified(tmp_path: Path) -> None:
         index = SourceIndex.open(root / name, rule, name=name)
         assert index.num_samples == len(of_format)
         assert (
-            index.num_images.tolist()
+            index.columns(0).num_images.tolist()
             == {"captions": [1] * 4, "interleaved": [0, 1, 2], "text": [0] * 5}[name]
         )

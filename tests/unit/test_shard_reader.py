@@ -6,10 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from megatron_vl.config.errors import UserError
-from megatron_vl.data.index import Location, Member
+from megatron_vl.data.shard_index import Location, Member
 from megatron_vl.data.shard_reader import ShardReader
 from megatron_vl.data.storage.folder import DEFAULT_ACCESS
 from megatron_vl.data.storage.remote import RemoteFolder
@@ -54,7 +55,15 @@ def samples_of(shard: Path, url: str) -> Iterator[Location]:
     for _, files in itertools.groupby(members, lambda member: member.name.partition(".")[0]):
         by_name = {file.name.partition(".")[2]: Member(offset=file.offset, size=file.size) for file in files}
         text, images = by_name.pop("json"), tuple(by_name.values())
-        yield Location(shard=url, shard_bytes=shard.stat().st_size, key="k", text=text, images=images)
+        yield Location(
+            shard=url,
+            shard_bytes=shard.stat().st_size,
+            key="k",
+            text=text,
+            images=images,
+            num_text_tokens=0,
+            image_sizes=np.zeros((len(images), 2), dtype=np.int32),
+        )
 
 
 def read_all(reader: ShardReader, samples: list[Location]) -> list[list[bytes]]:

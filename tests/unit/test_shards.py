@@ -6,14 +6,15 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_vl.config.errors import UserError
-from megatron_vl.data.index import Location, Member
 from megatron_vl.data.sample import SampleError
+from megatron_vl.data.shard_index import Location, Member
 from megatron_vl.data.shard_reader import ShardReader
 from megatron_vl.data.shards import ShardWriter
 from megatron_vl.data.tar import walk_tar
@@ -61,7 +62,15 @@ def test_samples_come_back_as_they_went_in(
 def location(shard: Path, shard_bytes: int | None = None) -> Location:
     nowhere = Member(offset=0, size=0)
     size = shard.stat().st_size if shard_bytes is None else shard_bytes
-    return Location(shard=str(shard), shard_bytes=size, key="k", text=nowhere, images=())
+    return Location(
+        shard=str(shard),
+        shard_bytes=size,
+        key="k",
+        text=nowhere,
+        images=(),
+        num_text_tokens=0,
+        image_sizes=np.zeros((0, 2), dtype=np.int32),
+    )
 
 
 def test_the_same_samples_give_the_same_bytes(tmp_path: Path) -> None:
