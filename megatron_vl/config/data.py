@@ -93,7 +93,7 @@ class DataConfig:
 
     lanes: int = 256
     shuffle_window: int = 4  # pieces of shards that a lane shuffles together
-    packing_window: int = 64  # samples that a lane packs together
+    packing_window: int = 96  # samples that a lane packs together
     max_carry_steps: int = 8  # a carried sample older than this many of its lane's batches is emitted first
     flush_steps: int = 256  # batches of its modality after which a lane has emitted all that it carries
     balance_lanes: int = 64  # neighbouring lanes whose rows are dealt to their ranks by cost; 0 deals none

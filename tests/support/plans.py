@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 from hypothesis import strategies as st
 
+from benchmarks import length_mix
 from megatron_vl.data.balance import RowCost
 from megatron_vl.data.deal import SourceTable
 from megatron_vl.data.plan import Planner
@@ -138,13 +139,7 @@ def realistic_settings() -> PlanSettings:
 
 
 def realistic_tables(num: int = 4000) -> Tables:
-    random = np.random.default_rng(0)
-    kind = random.choice(4, size=num, p=[0.5, 0.25, 0.15, 0.1])
-    images = np.where(kind == 2, random.integers(2, 5, size=num), 1)
-    median, spread = np.array([60, 700, 900, 500])[kind], np.array([0.5, 0.7, 0.6, 0.6])[kind]
-    text = random.lognormal(np.log(median), spread).astype(int) + 2
-    docs = random.lognormal(np.log(700), 1.1, size=num).astype(int) + 2
     return {
-        "pages": table("pages", (text + 576 * images).tolist(), images.tolist()),
-        "docs": table("docs", docs.tolist(), [0] * num),
+        "pages": length_mix.source("pages", MULTIMODAL, num),
+        "docs": length_mix.source("docs", TEXT, num),
     }
