@@ -9,6 +9,7 @@ import shutil
 import tarfile
 import time
 from argparse import ArgumentParser
+from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -20,11 +21,10 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 BACKGROUND = (122, 116, 104)  # of the larger tower
-TOWERS = {
-    384: ((0.5,) * 3, (0.5,) * 3),
-    1024: ((0.481, 0.458, 0.408), (0.269, 0.261, 0.276)),
-}  # side: mean, std
-WARM_UP_BATCHES, BATCH_SIZE = 4, 6  # a row of 4096 positions holds six samples
+# Side of a tower's image: mean, std.
+TOWERS = {384: ((0.5,) * 3, (0.5,) * 3), 1024: ((0.481, 0.458, 0.408), (0.269, 0.261, 0.276))}
+# As in our loader: a row of 4096 positions holds six samples, two steps of four rows are held ahead.
+BATCH_SIZE, BATCHES_AHEAD = 6, 8
 
 Sample = tuple[bytes, str]  # image file, caption
 Samples = Callable[[Path], Iterator[Sample]]  # of a folder's, epoch after epoch
@@ -70,6 +70,7 @@ def time_loader(samples: Samples) -> None:
     torch.set_num_threads(1)
     endless = samples(options.folder)
     tokenizer = Tokenizer.from_file(str(options.folder / "tokenizer.json"))
+    ahead = deque(maxlen=BATCHES_AHEAD)
 
     def batch(pixels_of: Callable[[bytes], list[torch.Tensor]]) -> None:
         images, tokens = [], []
@@ -78,12 +79,10 @@ def time_loader(samples: Samples) -> None:
             if options.batches:
                 tokens.append(torch.tensor(tokenizer.encode(caption).ids))
         if options.batches:
-            torch.cat(tokens)
-            for of_one_tower in zip(*images, strict=True):
-                torch.stack(of_one_tower)
+            ahead.append((torch.cat(tokens), *map(torch.stack, zip(*images, strict=True))))
 
     def cpu_ms(pixels_of: Callable[[bytes], list[torch.Tensor]]) -> float:
-        for _ in range(WARM_UP_BATCHES):
+        for _ in range(BATCHES_AHEAD):
             batch(pixels_of)
         begun = time.process_time()
         for _ in range(options.num_batches):
