@@ -19,6 +19,7 @@ from megatron_vl.config.train import StageConfig
 from megatron_vl.data.indexing import build_index
 from megatron_vl.data.loader import Loader, LoadingRule, Role, UnitContent
 from megatron_vl.data.plan import Planner
+from megatron_vl.data.shard_reader import Traffic
 from megatron_vl.data.types import Unit
 from megatron_vl.data.units import IndexedUnits
 from megatron_vl.planning.topology import Topology
@@ -52,6 +53,10 @@ class CountingUnits:
 
     def __init__(self, units: IndexedUnits) -> None:
         self.num_units, self._units = 0, units
+
+    @property
+    def traffic(self) -> Traffic:
+        return self._units.traffic
 
     def read(self, unit: Unit) -> UnitContent:
         content = self._units.read(unit)

@@ -30,6 +30,7 @@ from megatron_vl.data.image_tokens import ImageTokens
 from megatron_vl.data.images import ImageRule
 from megatron_vl.data.microbatch import Microbatch
 from megatron_vl.data.sample import SampleError
+from megatron_vl.data.shard_reader import Traffic
 from megatron_vl.data.text import TextRule
 from megatron_vl.data.types import Pack, StepPlan, Unit
 
@@ -96,6 +97,11 @@ DEFAULT_LOADING = LoadingRule()
 class UnitReader(Protocol):
     """Where units come from; called from several threads."""
 
+    @property
+    def traffic(self) -> Traffic:
+        """What was read so far."""
+        ...
+
     def read(self, unit: Unit) -> UnitContent: ...
 
 
@@ -121,10 +127,11 @@ class Failures:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedStep:
-    """A step's plan, its microbatches, and how long the loop waited for it."""
+    """A step's plan, its microbatches, what was read for it, and how long the loop waited for it."""
 
     plan: StepPlan
     microbatches: list[Microbatch]
+    traffic: Traffic
     wait_seconds: float
 
 
@@ -133,6 +140,7 @@ class _Prepared:
     plan: StepPlan
     microbatches: list[Microbatch]
     num_units: int
+    traffic: Traffic
     errors: list[SampleError]
 
 
@@ -182,6 +190,7 @@ class Loader:
         return LoadedStep(
             plan=prepared.plan,
             microbatches=prepared.microbatches,
+            traffic=prepared.traffic,
             wait_seconds=time.perf_counter() - start,
         )
 
@@ -207,13 +216,16 @@ class Loader:
         self.failures.examples += [str(error) for error in prepared.errors[:free]]
 
     def _prepare(self) -> _Prepared:
-        plan = self._planner.next()
+        plan, before = self._planner.next(), self._reader.traffic
         split = split_packs(plan.packs, self._rows)
         length = microbatch_length(split, self._rows)
         errors: list[SampleError] = []
         microbatches = [self._load(packs, length, errors) for packs in split]
         num_units = sum(len(pack.units) for pack in plan.packs)
-        return _Prepared(plan=plan, microbatches=microbatches, num_units=num_units, errors=errors)
+        traffic = self._reader.traffic.since(before)
+        return _Prepared(
+            plan=plan, microbatches=microbatches, num_units=num_units, traffic=traffic, errors=errors
+        )
 
     def _load(self, packs: Sequence[Pack], length: int, errors: list[SampleError]) -> Microbatch:
         role, layout = self._role, lay_out(packs, self._rows, length)

@@ -74,6 +74,7 @@ class Planner:
                 step=self._step,
                 modality=modality,
                 text_ratio=share / MILLION,
+                text_share=num_text / num_rows,
                 packs=tuple(packs),
                 group=self.group.ranks.start,
                 digest=digest,

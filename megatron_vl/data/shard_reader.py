@@ -18,7 +18,7 @@ from megatron_vl.data.storage.local import LocalFolder, read_exactly, unreadable
 from megatron_vl.data.storage.opening import open_folder
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Traffic:
     """Bytes that a process fetched from where shards lie, and those of the members that it was asked for.
 
@@ -27,6 +27,16 @@ class Traffic:
 
     bytes_fetched: int = 0
     bytes_used: int = 0
+
+    def since(self, before: "Traffic") -> "Traffic":
+        """What came after `before`."""
+        return Traffic(
+            bytes_fetched=self.bytes_fetched - before.bytes_fetched,
+            bytes_used=self.bytes_used - before.bytes_used,
+        )
+
+
+NO_TRAFFIC = Traffic()
 
 
 class ShardReader:

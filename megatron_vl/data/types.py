@@ -46,6 +46,7 @@ class StepPlan:
     step: int  # from 1 within the stage
     modality: str  # TEXT, MULTIMODAL or MIXED, the same on every rank
     text_ratio: float  # scheduled p(t)
+    text_share: float  # of the rows of this step
     packs: tuple[Pack, ...]
     group: int  # of data-parallel ranks that deal rows among themselves: their first one
     digest: int

@@ -14,7 +14,6 @@ from megatron_vl.data.loader import ContentRule, Role, UnitContent
 from megatron_vl.data.sample import SampleError, parse_sample
 from megatron_vl.data.shard_index import Location
 from megatron_vl.data.shard_reader import ShardReader, Traffic
-from megatron_vl.data.storage.folder import DEFAULT_ACCESS, AccessRule
 from megatron_vl.data.text import EncodedSample
 from megatron_vl.data.types import Unit
 
@@ -36,10 +35,10 @@ class IndexedUnits:
         content: ContentRule,
         sequence_length: int,
         role: Role,
-        access: AccessRule = DEFAULT_ACCESS,
     ) -> None:
         self._sources, self._content = sources, content
         self._sequence_length, self._role = sequence_length, role
+        access = next(iter(sources.values())).access  # data.access holds for all sources
         self._shards = ShardReader(access, whole_samples=role.reads_images)
         self._encode_document = lru_cache(maxsize=MAX_CACHED_DOCUMENTS)(self._encode)
 

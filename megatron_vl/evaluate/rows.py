@@ -97,7 +97,15 @@ class _FixedPlan:
     def next(self) -> StepPlan:
         packs = self._groups[self._step % self.num_steps]  # the loader asks ahead
         self._step += 1
-        return StepPlan(step=self._step, modality=TEXT, text_ratio=0.0, packs=tuple(packs), group=0, digest=0)
+        return StepPlan(
+            step=self._step,
+            modality=TEXT,
+            text_ratio=0.0,
+            text_share=1.0,
+            packs=tuple(packs),
+            group=0,
+            digest=0,
+        )
 
 
 def _packs(units: Sequence[Unit], sequence_length: int) -> list[Pack]:

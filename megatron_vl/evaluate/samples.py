@@ -33,7 +33,7 @@ def answered_samples(
 ) -> list[dict[str, str]]:
     """The first image samples of each source: source, prompt, target, the model's greedy answer, and the image as
     the model sees it (PNG). Collective over the world."""
-    reader = ShardReader()
+    reader = ShardReader(indexes[0].access) if indexes else ShardReader()
     shown = [
         _shown(index, row, content, reader)
         for index in indexes

@@ -13,6 +13,7 @@ from megatron_vl.data.batch import cut_unit
 from megatron_vl.data.images import FORMATS, ImageRule, decode_image, read_size
 from megatron_vl.data.loader import ContentRule, Role, UnitContent
 from megatron_vl.data.sample import Message, Sample, SampleError
+from megatron_vl.data.shard_reader import NO_TRAFFIC, Traffic
 from megatron_vl.data.text import EncodedSample
 from megatron_vl.data.types import Unit
 from megatron_vl.evaluate.items import ImageFile, Item
@@ -43,6 +44,11 @@ class SequenceUnits:
     ) -> None:
         self._sequences, self._image = sequences, image
         self._sequence_length, self._role = sequence_length, role
+
+    @property
+    def traffic(self) -> Traffic:
+        """None: all is in memory."""
+        return NO_TRAFFIC
 
     def read(self, unit: Unit) -> UnitContent:
         sequence, role = self._sequences[unit.sample], self._role

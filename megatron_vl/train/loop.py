@@ -113,7 +113,12 @@ def _train(stage: Stage, loaded: LoadedStep, run: Run) -> StepResult:
     microbatches = _agree(loaded, stage)
     model.optimizer.set_learning_rate(stage.schedule.at(step))
     max_norm = run.config.train.gradient_clip
-    vote = Vote(stop_requested=bool(run.stop), plan_group=loaded.plan.group, plan_digest=loaded.plan.digest)
+    vote = Vote(
+        stop_requested=bool(run.stop),
+        plan_group=loaded.plan.group,
+        plan_digest=loaded.plan.digest,
+        traffic=loaded.traffic,
+    )
     return train_step(model.chunks, model.optimizer, microbatches, model.groups, max_norm, vote)
 
 
@@ -143,7 +148,10 @@ def _record(stage: Stage, run: Run, loaded: LoadedStep, result: StepResult) -> N
             step_seconds=seconds,
             tokens_per_second=result.num_tokens / seconds,
             data_wait_seconds=loaded.wait_seconds,
+            bytes_fetched=result.bytes_fetched,
+            bytes_used=result.bytes_used,
             text_ratio=loaded.plan.text_ratio,
+            text_share=loaded.plan.text_share,
             skipped=result.skipped,
         )
     )

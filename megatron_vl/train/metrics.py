@@ -16,7 +16,7 @@ class StepMetrics:
     stage: str
     step: int  # from 1 within the stage
     global_step: int  # from 1 within the run
-    modality: str  # text or multimodal
+    modality: str  # text, multimodal or mixed
     loss: float  # per supervised token of the global batch
     grad_norm: float  # before clipping
     learning_rate: float
@@ -28,7 +28,10 @@ class StepMetrics:
     step_seconds: float
     tokens_per_second: float
     data_wait_seconds: float
-    text_ratio: float  # scheduled share of text-only global batches at this step
+    bytes_fetched: int  # from where shards lie, by all ranks since the step before
+    bytes_used: int  # of them, members that samples consist of
+    text_ratio: float  # scheduled share of text at this step
+    text_share: float  # of the rows of this one
     skipped: bool = False  # loss or gradient was not finite: weights unchanged
 
 

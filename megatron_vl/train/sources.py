@@ -143,9 +143,7 @@ def build_loader(
 ) -> Loader:
     """The stage's microbatches for one rank; `pin_memory` for one with a GPU."""
     rows = row_rule(stage)
-    reader = IndexedUnits(
-        sources.training, sources.content, rows.sequence_length, role, AccessRule.of(data.access)
-    )
+    reader = IndexedUnits(sources.training, sources.content, rows.sequence_length, role)
     rule = LoadingRule(
         prefetch_steps=data.prefetch_steps,
         num_threads=data.workers,

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_vl.data.microbatch import Microbatch
+from megatron_vl.data.shard_reader import NO_TRAFFIC, Traffic
 from megatron_vl.parallel.groups import Groups
 from megatron_vl.parallel.pipeline import run_microbatches
 from megatron_vl.train.optimizer import Optimizer
@@ -25,6 +26,8 @@ class StepResult:
     num_samples: int
     num_failed_samples: int
     num_images: int
+    bytes_fetched: int
+    bytes_used: int
     stop_requested: bool  # some rank has received a signal
     skipped: bool  # loss or gradients were not finite: the weights are unchanged
     seconds: float
@@ -32,7 +35,8 @@ class StepResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Vote:
-    """What a rank tells all others at the end of a step: whether it was asked to stop, and what it has planned.
+    """What a rank tells all others at the end of a step: whether it was asked to stop, what it has planned, and what
+    it has read since the step before.
 
     Ranks of one `plan_group` must have one `plan_digest` (below 2^52: exact in fp64).
     """
@@ -40,6 +44,7 @@ class Vote:
     stop_requested: bool = False
     plan_group: int = 0
     plan_digest: int = 0
+    traffic: Traffic = NO_TRAFFIC
 
 
 def train_step(
@@ -66,11 +71,12 @@ def train_step(
     squares = optimizer.prepare()
 
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    told = torch.zeros(8 + 2 * world_size, dtype=torch.float64)
+    told = torch.zeros(10 + 2 * world_size, dtype=torch.float64)
     if groups.is_first_stage and groups.tensor_rank == 0:
         told[3:7] = torch.tensor(_counts(microbatches), dtype=torch.float64)
     told[7] = vote.stop_requested
-    told[8 + 2 * rank : 10 + 2 * rank] = torch.tensor(
+    told[8], told[9] = vote.traffic.bytes_fetched, vote.traffic.bytes_used
+    told[10 + 2 * rank : 12 + 2 * rank] = torch.tensor(
         [vote.plan_group, vote.plan_digest], dtype=torch.float64
     )
     mine = told.to(squares.device)
@@ -78,7 +84,8 @@ def train_step(
     if groups.is_last_stage and groups.tensor_rank == 0:
         mine[1], mine[2] = losses.loss_sum, losses.num_tokens
     dist.all_reduce(mine)
-    squares_sum, loss_sum, supervised, tokens, samples, failed, images, stops, *plans = mine.tolist()
+    squares_sum, loss_sum, supervised, tokens, samples, failed, images, *rest = mine.tolist()
+    stops, fetched, used, *plans = rest
     _check_plans(plans[::2], plans[1::2])
 
     norm = math.sqrt(squares_sum) if squares_sum >= 0 else math.nan
@@ -93,6 +100,8 @@ def train_step(
         num_samples=int(samples),
         num_failed_samples=int(failed),
         num_images=int(images),
+        bytes_fetched=int(fetched),
+        bytes_used=int(used),
         stop_requested=stops > 0,
         skipped=not finite,
         seconds=perf_counter() - began,

@@ -18,5 +18,8 @@ ROW = StepMetrics(
     step_seconds=0.5,
     tokens_per_second=4096.0,
     data_wait_seconds=0.01,
+    bytes_fetched=1020,
+    bytes_used=1000,
     text_ratio=0.7,
+    text_share=1.0,
 )

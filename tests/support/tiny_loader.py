@@ -105,7 +105,13 @@ class FixedPlanner:
         self.before_step(self.step + 1)
         self.step += 1
         return StepPlan(
-            step=self.step, modality=MULTIMODAL, text_ratio=0.5, packs=self.packs, group=0, digest=self.step
+            step=self.step,
+            modality=MULTIMODAL,
+            text_ratio=0.5,
+            text_share=0.0,
+            packs=self.packs,
+            group=0,
+            digest=self.step,
         )
 
 

@@ -83,6 +83,7 @@ def write_steps(run: RunDirectory) -> None:
                 loss=float("nan") if number == 5 else 8.0 / number,
                 num_images=0 if text else 26,
                 text_ratio=0.0 if stage == "adaptor" else 0.5,
+                text_share=float(text),
                 skipped=number == 5,
             )
         )
@@ -290,7 +291,7 @@ def test_the_gap_to_the_schedule_is_what_a_plain_loop_finds(steps: list[tuple[fl
             "stage": "joint",
             "global_step": n,
             "text_ratio": ratio,
-            "modality": "text" if text else "multimodal",
+            "text_share": float(text),
         }
         for n, (ratio, text) in enumerate(steps, start=1)
     ]

@@ -21,10 +21,12 @@ MAX_POINTS = 1500  # of a series: beyond, evenly thinned
 # Colours that stand for CSS variables until `_svg` puts the variables in.
 VARIABLES = {
     name: f"#01010{digit}"
-    for digit, name in enumerate(("ink", "muted", "grid", "text", "multimodal", "forward", "backward"))
+    for digit, name in enumerate(
+        ("ink", "muted", "grid", "text", "multimodal", "mixed", "forward", "backward")
+    )
 }
 INK, MUTED, GRID = VARIABLES["ink"], VARIABLES["muted"], VARIABLES["grid"]
-MODALITIES = ("multimodal", "text")
+MODALITIES = ("multimodal", "mixed", "text")
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": 9.5,

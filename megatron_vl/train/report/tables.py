@@ -56,6 +56,7 @@ class Speed:
     tokens_per_second: float
     images_per_second: float
     data_wait_share: float
+    read_amplification: float | None  # bytes fetched per byte used, over all steps; None where none was used
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,11 +127,11 @@ def text_ratios(metrics: Sequence[Row]) -> list[Ratio]:
     """Scheduled and realised shares stage by stage."""
     ratios = []
     for stage, rows in _groups(metrics, "stage").items():
-        expected, text, gap = 0.0, 0, 0.0
+        expected, text, gap = 0.0, 0.0, 0.0
         scheduled_cumulative, realised_cumulative = [], []
         for count, row in enumerate(rows, start=1):
             expected += row["text_ratio"]
-            text += row["modality"] == "text"
+            text += row["text_share"]
             gap = max(gap, abs(text - expected))
             scheduled_cumulative.append(expected / count)
             realised_cumulative.append(text / count)
@@ -157,9 +158,15 @@ def speeds(metrics: Sequence[Row]) -> list[Speed]:
             tokens_per_second=median(row["tokens_per_second"] for row in rows),
             images_per_second=median(row["num_images"] / row["step_seconds"] for row in rows),
             data_wait_share=median(row["data_wait_seconds"] / row["step_seconds"] for row in rows),
+            read_amplification=_read_amplification(rows),
         )
         for (stage, modality), rows in _groups(metrics, "stage", "modality").items()
     ]
+
+
+def _read_amplification(rows: Sequence[Row]) -> float | None:
+    used = sum(row["bytes_used"] for row in rows)
+    return sum(row["bytes_fetched"] for row in rows) / used if used else None
 
 
 def bubbles(timelines: Sequence[Row]) -> list[Bubble]:
