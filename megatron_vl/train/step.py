@@ -86,7 +86,7 @@ def train_step(
     dist.all_reduce(mine)
     squares_sum, loss_sum, supervised, tokens, samples, failed, images, *rest = mine.tolist()
     stops, fetched, used, *plans = rest
-    _check_plans(plans[::2], plans[1::2])
+    check_plans(plans[::2], plans[1::2])
 
     norm = math.sqrt(squares_sum) if squares_sum >= 0 else math.nan
     finite = math.isfinite(norm) and math.isfinite(loss_sum)
@@ -108,7 +108,7 @@ def train_step(
     )
 
 
-def _check_plans(plan_groups: list[float], digests: list[float]) -> None:
+def check_plans(plan_groups: list[float], digests: list[float]) -> None:
     """By rank. Raises RuntimeError naming those that differ from the first rank of their group."""
     first: dict[float, int] = {}
     differing = [
