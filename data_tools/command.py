@@ -16,7 +16,12 @@ CONFIG_FOLDER = Path(__file__).parent.parent / "hydra_conf"
 
 
 def run_command(task: Callable[[DataConfig], None]) -> None:
-    """Call `task` with the `data` group of `hydra_conf/pretrain.yaml`, as the command line overrides it.
+    """As `run_configured`, with the `data` group alone."""
+    run_configured(lambda config: task(config.data))
+
+
+def run_configured(task: Callable[[PretrainConfig], None]) -> None:
+    """Call `task` with `hydra_conf/pretrain.yaml` as the command line overrides it.
 
     A UserError is printed alone, and the exit status is 1; it is 130 after Ctrl-C.
     """
@@ -27,7 +32,7 @@ def run_command(task: Callable[[DataConfig], None]) -> None:
         config = OmegaConf.to_object(tree)
         assert isinstance(config, PretrainConfig)
         try:
-            task(config.data)
+            task(config)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(1)
@@ -38,11 +43,16 @@ def run_command(task: Callable[[DataConfig], None]) -> None:
     compose()
 
 
-def source_folders(config: DataConfig) -> dict[str, Path]:
-    """The folders of shards that the configuration names: by source, and `heldout/<source>`."""
-    folders = {name: Path(source.path) for name, source in config.sources.items()}
+def source_urls(config: DataConfig) -> dict[str, str]:
+    """Where the shards lie that the configuration names, path or url: by source, and `heldout/<source>`."""
+    urls = {name: source.path for name, source in config.sources.items()}
     heldout = {f"heldout/{name}": source.heldout for name, source in config.sources.items()}
-    return folders | {name: Path(folder) for name, folder in heldout.items() if folder is not None}
+    return urls | {name: url for name, url in heldout.items() if url is not None}
+
+
+def source_folders(config: DataConfig) -> dict[str, Path]:
+    """As `source_urls`, for those who write there."""
+    return {name: Path(url) for name, url in source_urls(config).items()}
 
 
 def text_rule(config: DataConfig) -> TextRule:

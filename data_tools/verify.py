@@ -1,80 +1,99 @@
-"""`python -m data_tools.verify data=NAME`: compare all shards with their indexes and decode every sample."""
+"""`python -m data_tools.verify data=NAME`: read all shards from end to end, hold them against their indexes, decode
+every image."""
 
-import io
 import os
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
-from PIL import Image
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress, TaskID
 
-from data_tools.command import run_command, source_folders, text_rule
+from data_tools.command import run_command, source_urls, text_rule
+from data_tools.shard_check import ShardTask, shard_problems
+from data_tools.workers import in_order, worker_pool
 from megatron_vl.config.data import DataConfig
 from megatron_vl.config.errors import UserError
-from megatron_vl.data.images import FORMATS
-from megatron_vl.data.index import SourceIndex, file_sha256
-from megatron_vl.data.sample import SampleError, parse_sample
-from megatron_vl.data.shard_reader import ShardReader
+from megatron_vl.data.index import SourceIndex, listing_problems
+from megatron_vl.data.storage.folder import AccessRule
+
+Check = Callable[[Iterable[ShardTask]], Iterator[list[str]]]
+
+HERE: Check = partial(map, shard_problems)
 
 
-def verify(config: DataConfig) -> None:
-    """Print every problem as it is found. Raises UserError with their number where there are any."""
+def verify(config: DataConfig, check: Check = HERE) -> None:
+    """Print every problem as it is found. Raises UserError with their number where there are any.
+
+    `check` gives the problems of shards, in their order: in this process, if nothing else is said.
+    """
     console, num_problems = Console(soft_wrap=True), 0
-    folders = source_folders(config)
-    for name, folder in track(folders.items(), "verifying", console=console, transient=True):
-        for problem in folder_problems(name, folder, config):
-            console.print(problem, markup=False, highlight=False)
-            num_problems += 1
+    sources = source_urls(config)
+    with Progress(console=console, transient=True) as progress:
+        for name, url in sources.items():
+            bar = progress.add_task(name, total=None)
+            on_shard = partial(_advance, progress, bar)
+            for problem in folder_problems(name, url, config, check, on_shard):
+                console.print(problem, markup=False, highlight=False)
+                num_problems += 1
     if num_problems:
         raise UserError(f"data={config.name}: {num_problems} problems, listed above")
     console.print(
-        f"data={config.name}: all shards in {len(folders)} folders are as indexed, all samples decode"
+        f"data={config.name}: all shards in {len(sources)} folders are as indexed, all samples decode"
     )
 
 
-def folder_problems(name: str, folder: Path, config: DataConfig) -> Iterator[str]:
-    """What is wrong with a folder: the shard, and where a sample is affected its key and byte offset."""
+def folder_problems(
+    name: str,
+    url: str | Path,
+    config: DataConfig,
+    check: Check = HERE,
+    on_shard: Callable[[int, int], None] | None = None,
+) -> Iterator[str]:
+    """What is wrong with a folder: the shard, and where a sample is affected its key and byte offset.
+
+    `on_shard(done, total)` is called as shards are done.
+    """
+    access = AccessRule.of(config.access)
     try:
         index = SourceIndex.open(
-            folder,
+            url,
             text_rule(config),
             name=name,
-            max_image_pixels=config.max_image_pixels,
+            access=access,
             build_command=config.build_command,
+            check_shards=False,
         )
+        problems = list(listing_problems(index.folder, index))
     except UserError as error:
         yield str(error)
         return
-    for shard in index.shards():
-        found = file_sha256(folder / shard.name)
-        if found != shard.sha256:
-            difference = f"sha256 {found[:12]}, not {shard.sha256[:12]}"
-            yield f"shard {folder / shard.name} differs from its index: {difference}"
-    reader = ShardReader()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for problems in pool.map(lambda row: _sample_problems(index, row, reader), range(index.num_samples)):
-            yield from problems
+    yield from problems
+    tasks = (
+        ShardTask(
+            source=name,
+            url=str(url),
+            access=access,
+            number=number,
+            max_sample_bytes=config.max_sample_bytes,
+            max_image_pixels=config.max_image_pixels,
+        )
+        for number in range(index.num_shards)
+    )
+    for done, problems in enumerate(check(tasks), start=1):
+        yield from problems
+        if on_shard is not None:
+            on_shard(done, index.num_shards)
 
 
-def _sample_problems(index: SourceIndex, row: int, reader: ShardReader) -> list[str]:
-    location = index.locate(row)
-    problems = []
-    try:
-        data = reader.read(location, location.text)
-        parse_sample(data, location.key, location.shard, max_bytes=len(data))
-    except SampleError as error:
-        problems.append(f"{error} (at byte {location.text.offset})")
-    for number, member in enumerate(location.images):
-        try:
-            with Image.open(io.BytesIO(reader.read(location, member)), formats=FORMATS) as image:
-                image.load()
-        except Exception as error:  # Pillow's plugins raise many kinds on garbage
-            sample = f"sample {location.key!r} in {location.shard}"
-            problems.append(f"{sample}: image {number} at byte {member.offset} cannot be decoded: {error}")
-    return problems
+def _advance(progress: Progress, bar: TaskID, done: int, total: int) -> None:
+    progress.update(bar, completed=done, total=total)
+
+
+def _run(config: DataConfig) -> None:
+    with worker_pool(len(os.sched_getaffinity(0))) as pool:
+        verify(config, partial(in_order, pool, shard_problems))
 
 
 if __name__ == "__main__":
-    run_command(verify)
+    run_command(_run)

@@ -1,12 +1,19 @@
-"""Processes that render. Kept apart from the builder, since each of them imports this module."""
+"""Processes that render and check. Kept apart from the builder, since each of them imports this module."""
 
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
+from typing import TypeVar
+
+MAX_WAITING_TASKS = 256
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 
 
 @contextmanager
@@ -18,6 +25,17 @@ def worker_pool(num_processes: int) -> Iterator[Executor]:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def in_order(pool: Executor, work: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
+    """What `work` gives for each task, in their order. Few tasks are made before their turn, however many there are."""
+    waiting: deque[Future[Result]] = deque()
+    for task in tasks:
+        waiting.append(pool.submit(work, task))
+        if len(waiting) == MAX_WAITING_TASKS:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def _start_worker() -> None:

@@ -9,6 +9,7 @@ stands in it. N samples of all shards, K shards.
 """
 
 import hashlib
+import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from megatron_vl.config.errors import UserError
 from megatron_vl.data.shard_index import Location, ShardIndex, arrays_name, parse_arrays
 from megatron_vl.data.storage.folder import DEFAULT_ACCESS, AccessRule, Folder, MissingError
+from megatron_vl.data.storage.local import LocalFolder
 from megatron_vl.data.storage.opening import open_folder
 from megatron_vl.data.text import TextRule
 
@@ -29,7 +31,7 @@ INDEX_NAME, TABLE_NAME = "index.json", "shards.npy"
 INDEX_FORMAT = "megatron-vl-index-2"
 SHARD_SUFFIX = ".tar"
 MAX_CACHED_SHARDS = 64  # whose columns are held; about 100 bytes a sample
-MAX_INDEX_BYTES, MAX_ARRAYS_BYTES = 1 << 20, 1 << 30
+MAX_INDEX_BYTES, MAX_TABLE_BYTES, MAX_ARRAYS_BYTES = 1 << 20, 1 << 30, 1 << 30
 MAX_NAME_BYTES = 96
 
 _TABLE = np.dtype(
@@ -130,6 +132,11 @@ class SourceIndex:
     def shards(self) -> Iterator[ShardEntry]:
         """The table, line by line."""
         return (self.shard(number) for number in range(self.num_shards))
+
+    def shard_with(self, sha256: str) -> str | None:
+        """The name of the shard that was indexed with these bytes."""
+        found = np.flatnonzero(self._table["sha256"] == sha256.encode())
+        return self.shard(int(found[0])).name if len(found) else None
 
     def ranges(self, start: int, stop: int) -> Iterator[tuple[int, slice]]:
         """The shards that hold samples `start` to `stop`, and which of their own samples these are."""
@@ -251,12 +258,19 @@ def _read_index_file(folder: Folder) -> tuple[dict[str, str], str, str]:
 
 
 def _read_table(folder: Folder, sha256: str) -> NDArray[Any]:
-    path = folder.local_path(TABLE_NAME)
-    if file_sha256(path) != sha256:
+    """Mapped where it lies on a path; held (BYTES_PER_SHARD each) where it is far."""
+    is_near = isinstance(folder, LocalFolder)
+    data = b"" if is_near else folder.read(TABLE_NAME, MAX_TABLE_BYTES)
+    found = file_sha256(folder.local_path(TABLE_NAME)) if is_near else hashlib.sha256(data).hexdigest()
+    if found != sha256:
         raise UserError(
             f"{folder.url}/{TABLE_NAME} is not the one that {INDEX_NAME} was written with; {_reindex(folder)}"
         )
-    table: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    table: NDArray[Any] = (
+        np.load(folder.local_path(TABLE_NAME), mmap_mode="r", allow_pickle=False)
+        if is_near
+        else np.load(io.BytesIO(data), allow_pickle=False)
+    )
     return table
 
 
@@ -270,17 +284,23 @@ def _check_fingerprints(indexed: dict[str, str], current: dict[str, str], folder
 
 
 def _check_shards(folder: Folder, index: SourceIndex) -> None:
+    for problem in listing_problems(folder, index):
+        raise UserError(problem)
+
+
+def listing_problems(folder: Folder, index: SourceIndex) -> Iterator[str]:
+    """Shards that are missing, have another size than was indexed, or were not indexed; by one listing."""
     sizes = {name: size for name, size in folder.sizes().items() if name.endswith(SHARD_SUFFIX)}
     for shard in index.shards():
         path, size = f"{folder.url}/{shard.name}", sizes.pop(shard.name, None)
         if size is None:
-            raise UserError(f"shard {path} is missing; restore it, or {_reindex(folder)}")
-        if size == 0:
-            raise UserError(f"shard {path} is empty; its index says {shard.size_bytes} bytes: restore it")
-        if size != shard.size_bytes:
-            raise UserError(
+            yield f"shard {path} is missing; restore it, or {_reindex(folder)}"
+        elif size == 0:
+            yield f"shard {path} is empty; its index says {shard.size_bytes} bytes: restore it"
+        elif size != shard.size_bytes:
+            yield (
                 f"shard {path} differs from its index: it has {size} bytes, not {shard.size_bytes}; "
                 f"restore it, or {_reindex(folder)}"
             )
-    if sizes:
-        raise UserError(f"shard {folder.url}/{min(sizes)} is not in its {INDEX_NAME}; {_reindex(folder)}")
+    for name in sorted(sizes):
+        yield f"shard {folder.url}/{name} is not in its {INDEX_NAME}; {_reindex(folder)}"

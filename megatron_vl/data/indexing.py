@@ -101,7 +101,7 @@ def index_shard(path: Path, text_rule: TextRule, max_sample_bytes: int) -> Shard
         raise UserError(f"shard {path} is empty")
     table = _ShardTable(path, text_rule)
     with path.open("rb") as file:
-        for key, members in _samples(path, walk_tar(path, file)):
+        for key, members in group_samples(path, walk_tar(path, file)):
             num_bytes = sum(member.size for member in members.values())
             if num_bytes > max_sample_bytes:
                 detail = f"{num_bytes} bytes; data.max_sample_bytes is {max_sample_bytes}"
@@ -128,11 +128,20 @@ def index_shard(path: Path, text_rule: TextRule, max_sample_bytes: int) -> Shard
     )
 
 
-def _samples(path: Path, members: Iterator[TarMember]) -> Iterator[tuple[str, dict[str, TarMember]]]:
-    """Keys with their files by extension ("json", "0.jpg"). A sample's files lie together."""
+def group_samples(path: Path, members: Iterator[TarMember]) -> Iterator[tuple[str, dict[str, TarMember]]]:
+    """Keys with their files by extension ("json", "0.jpg"). A sample's files lie together.
+
+    Raises SampleError where a key or a file comes twice, UserError where a name leads out of a folder, or there is
+    no sample.
+    """
     seen: set[str] = set()
     current: tuple[str, dict[str, TarMember]] | None = None
     for member in members:
+        if member.name.startswith("/") or ".." in member.name.split("/"):
+            raise UserError(
+                f"shard {path}: {member.name!r} at byte {member.offset} leads out of the folder that a tar is unpacked "
+                "in; names are relative, without .."
+            )
         folder, _, name = member.name.rpartition("/")
         stem, _, extension = name.partition(".")
         key = f"{folder}/{stem}" if folder else stem
@@ -140,13 +149,12 @@ def _samples(path: Path, members: Iterator[TarMember]) -> Iterator[tuple[str, di
             if current is not None:
                 yield current
             if key in seen:
-                raise SampleError(
-                    "duplicate key", key, str(path), f"its files lie apart, {member.name} again"
-                )
+                detail = f"its files lie apart, {member.name} again at byte {member.offset}"
+                raise SampleError("duplicate key", key, str(path), detail)
             seen.add(key)
             current = (key, {})
         if extension in current[1]:
-            raise SampleError("duplicate file", key, str(path), member.name)
+            raise SampleError("duplicate file", key, str(path), f"{member.name} at byte {member.offset}")
         current[1][extension] = member
     if current is None:
         raise UserError(f"shard {path} is empty: it holds no sample")

@@ -1,7 +1,10 @@
-"""`data_tools.verify` names what is damaged; `data_tools.statistics` counts what is there."""
+"""`data_tools.verify` names what is damaged; test_verify_damage.py has more kinds of damage."""
 
 import io
 import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,8 +12,9 @@ from PIL import Image
 
 from data_tools.command import text_rule
 from data_tools.quickstart.tokenizer import train_tokenizer
-from data_tools.statistics import statistics_table
+from data_tools.shard_check import shard_problems
 from data_tools.verify import folder_problems, verify
+from data_tools.workers import MAX_WAITING_TASKS, in_order, worker_pool
 from megatron_vl.config.data import DataConfig, SourceConfig
 from megatron_vl.config.errors import UserError
 from megatron_vl.data.index import SourceIndex
@@ -65,6 +69,10 @@ def damage(root: Path, key_row: int, *, image: bool) -> tuple[str, int]:
     return Path(location.shard).name, member.offset
 
 
+def problems_of(root: Path) -> list[str]:
+    return list(folder_problems("mixed", root / "mixed", config_for(root)))
+
+
 def test_whole_data_have_no_problems(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     verify(config_for(root))
     assert "all samples decode" in capsys.readouterr().out
@@ -74,7 +82,7 @@ def test_whole_data_have_no_problems(root: Path, capsys: pytest.CaptureFixture[s
 def test_damage_is_named_by_shard_key_and_byte(root: Path, image: bool) -> None:
     shard, offset = damage(root, 2, image=image)
     assert shard == "shard-000001.tar"
-    problems = list(folder_problems("mixed", root / "mixed", config_for(root)))
+    problems = problems_of(root)
     assert len(problems) == 2
     assert "shard-000001.tar differs from its index: sha256" in problems[0]
     assert "shard-000001.tar" in problems[1] and "'c'" in problems[1] and f"at byte {offset}" in problems[1]
@@ -83,28 +91,29 @@ def test_damage_is_named_by_shard_key_and_byte(root: Path, image: bool) -> None:
 def test_all_problems_are_listed_and_counted(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     damage(root, 1, image=True)
     damage(root, 3, image=True)
-    with pytest.raises(UserError, match="4 problems"):
-        verify(config_for(root))
+    with worker_pool(1) as pool, pytest.raises(UserError, match="4 problems"):
+        verify(config_for(root), partial(in_order, pool, shard_problems))
     printed = capsys.readouterr().out
     for words in ("sample 'b'", "sample 'd'", "shard-000000.tar differs", "shard-000001.tar differs"):
         assert words in printed
 
 
+def test_results_come_in_order_and_tasks_are_made_when_they_are_due() -> None:
+    made = 0
+
+    def tasks() -> Iterator[int]:
+        nonlocal made
+        for task in range(3 * MAX_WAITING_TASKS):
+            made = task + 1
+            yield task
+
+    with ThreadPoolExecutor(3) as pool:
+        for place, result in enumerate(in_order(pool, str, tasks())):
+            assert result == str(place) and made <= place + MAX_WAITING_TASKS
+    assert made == 3 * MAX_WAITING_TASKS
+
+
 def test_missing_shard_is_a_problem(root: Path) -> None:
     (root / "mixed" / "shard-000001.tar").unlink()
-    (problem,) = folder_problems("mixed", root / "mixed", config_for(root))
+    (problem,) = problems_of(root)
     assert "shard-000001.tar" in problem and "missing" in problem
-
-
-def test_statistics_count_samples_images_and_tokens(root: Path) -> None:
-    config = config_for(root)
-    table = statistics_table(config)
-    cells = {str(column.header): list(column.cells) for column in table.columns}
-    rule = text_rule(config)
-    tokenizer = rule._tokenizer
-    lengths = [len(tokenizer.encode(text).ids) + 1 for text in ("no image here", "one", "two", "three")]
-    assert cells["source"] == ["mixed"]
-    assert cells["samples"] == ["4"]
-    assert cells["images"] == ["3"]
-    assert cells["tokens"] == [str(sum(lengths))]
-    assert cells["max"] == [str(max(lengths))]
