@@ -19,7 +19,6 @@ from megatron_vl.config.train import StageConfig
 from megatron_vl.data.indexing import build_index
 from megatron_vl.data.loader import Loader, LoadingRule, Role, UnitContent
 from megatron_vl.data.plan import Planner
-from megatron_vl.data.shard_reader import Traffic
 from megatron_vl.data.types import Unit
 from megatron_vl.data.units import IndexedUnits
 from megatron_vl.planning.topology import Topology
@@ -48,18 +47,13 @@ STAGE = StageSettings(
 )
 
 
-class CountingUnits:
+class CountingUnits(IndexedUnits):
     """A reader that counts what it read."""
 
-    def __init__(self, units: IndexedUnits) -> None:
-        self.num_units, self._units = 0, units
-
-    @property
-    def traffic(self) -> Traffic:
-        return self._units.traffic
+    num_units = 0
 
     def read(self, unit: Unit) -> UnitContent:
-        content = self._units.read(unit)
+        content = super().read(unit)
         self.num_units += 1
         return content
 
@@ -88,20 +82,19 @@ def cost(folder: Path, num_threads: int, num_steps: int) -> dict[str, float]:
     sources, rows = open_photographs(folder), row_rule(STAGE)
     config = PretrainConfig(model=MODEL, data=data_config(folder))
     planner = Planner(sources.tables(), plan_settings(config, STAGE, sources))
-    units = IndexedUnits(sources.training, sources.content, rows.sequence_length, EVERYTHING)
-
+    reader = CountingUnits(sources.training, sources.content, rows.sequence_length, EVERYTHING)
     rule = LoadingRule(num_threads=num_threads)
 
-    def run(count: int) -> CountingUnits:
-        reader = CountingUnits(units)
+    def run(count: int) -> int:
+        before = reader.num_units
         with Loader(planner, reader, sources.content, rows, EVERYTHING, rule) as loader:
             for _ in range(count):
                 next(loader)
-        return reader
+        return reader.num_units - before
 
     run(WARM_UP_STEPS)
     begun, began = time.process_time(), time.perf_counter()
-    num_units = run(num_steps).num_units
+    num_units = run(num_steps)
     cpu_seconds, seconds = time.process_time() - begun, time.perf_counter() - began
     return {"cpu_ms": cpu_seconds * 1e3 / num_units, "wall_ms": seconds * 1e3 / num_units}
 
