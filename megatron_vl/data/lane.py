@@ -26,7 +26,7 @@ class LaneRule:
 
         Raises UserError where the sources give no more.
         """
-        draws = _Draws(self, lane)
+        draws = Draws(self, lane)
         if self.packing is None:
             packs, left = [Pack((draws.draw(),)) for _ in range(num_rows)], lane.waiting[self.modality]
         else:
@@ -44,8 +44,8 @@ class LaneRule:
         return packs, after
 
 
-class _Draws:
-    """A lane's draws in one step."""
+class Draws:
+    """A lane's draws in one step: a `Stream` that keeps account."""
 
     def __init__(self, rule: LaneRule, lane: LaneState) -> None:
         self.credits, self.cursors, self.left_out = (

@@ -31,7 +31,9 @@ def ranks_of(launcher: int) -> dict[int, psutil.Process]:
     return {int(child.environ()["RANK"]): child for child in children if "RANK" in child.environ()}
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize(
+    "setting", [pytest.param(name, marks=[] if name == "dp2" else pytest.mark.slow) for name in SETTINGS]
+)
 def test_same_losses_to_the_last_bit(setting: str, data_root: Path, tmp_path: Path) -> None:
     overrides = [*STEPS, *SETTINGS[setting]]
     status, output = finish(command(data_root, tmp_path / "whole", *overrides))

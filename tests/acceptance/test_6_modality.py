@@ -10,7 +10,11 @@ from tests.support.runs import command, finish, metrics
 
 
 @pytest.mark.parametrize(
-    ("ratio", "warmup", "steps"), [(0.5, 0.0, 8), (0.7, 0.5, 12)], ids=["half", "with_warmup"]
+    ("ratio", "warmup", "steps"),
+    [
+        pytest.param(0.5, 0.0, 8, id="half", marks=pytest.mark.slow),
+        pytest.param(0.7, 0.5, 12, id="with_warmup"),
+    ],
 )
 def test_realised_ratio_follows_the_schedule(
     ratio: float, warmup: float, steps: int, data_root: Path, tmp_path: Path

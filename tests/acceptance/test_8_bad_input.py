@@ -105,7 +105,7 @@ def damage_images(root: Path, source: str, num_images: int) -> None:
     shard.write_bytes(bytes(data))
 
 
-@pytest.mark.parametrize("pipeline_size", [1, 2])
+@pytest.mark.parametrize("pipeline_size", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_images_that_do_not_decode_are_masked_and_counted(
     pipeline_size: int, data_root: Path, tmp_path: Path
 ) -> None:

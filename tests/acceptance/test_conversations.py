@@ -39,7 +39,7 @@ def test_built_verified_trained(tmp_path: Path) -> None:
         json.loads((tmp_path / "data" / folder / "conversations" / "index.json").read_text())
         for folder in (".", "heldout")
     ]
-    num_samples = [sum(shard["num_samples"] for shard in index["shards"]) for index in indexes]
+    num_samples = [index["num_samples"] for index in indexes]
     assert sum(num_samples) == NUM_RECORDS
     status, output = data_tool("verify", overrides)
     assert status == 0, output

@@ -34,7 +34,7 @@ def test_cuda_behind_the_face() -> None:
 
 def test_a_host_without_cuda_gives_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert pick_device(local_rank=5) == Device("cpu")
+    assert pick_device(local_rank=5) == Device("cpu", 5)
 
 
 def test_a_host_with_cuda_gives_a_gpu_per_local_rank(monkeypatch: pytest.MonkeyPatch) -> None:

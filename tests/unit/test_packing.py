@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from itertools import count
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_vl.data.packing import PackingRule, Waiting
@@ -15,9 +15,13 @@ ROW, CAP, OVERDUE, FLUSH = 100, 5, 4, 8
 LATE = 1000  # batches to the next flush: it has no say yet
 
 
-def rule(window: int = 20) -> PackingRule:
+def rule(window: int = 20, max_carry_steps: int = OVERDUE) -> PackingRule:
     return PackingRule(
-        sequence_length=ROW, max_images=CAP, window=window, max_carry_steps=OVERDUE, flush_steps=FLUSH
+        sequence_length=ROW,
+        max_images=CAP,
+        window=window,
+        max_carry_steps=max_carry_steps,
+        flush_steps=FLUSH,
     )
 
 
@@ -92,13 +96,18 @@ def test_overdue_units_go_first(pool: list[Waiting], source: Source, num_rows: i
         assert all(max(ages.get(one, 0) for one in pack.units) >= oldest_left for pack in packs)
 
 
+@settings(max_examples=300)
 @given(
-    source=sources(), num_rows=st.integers(1, 4), window=st.integers(1, 60), begun=st.integers(0, FLUSH - 1)
+    source=sources(),
+    num_rows=st.integers(1, 4),
+    window=st.integers(1, 60),
+    begun=st.integers(0, FLUSH - 1),
+    carry=st.integers(0, OVERDUE),
 )
 def test_a_flush_leaves_nothing_and_every_batch_is_full_sized(
-    source: Source, num_rows: int, window: int, begun: int
+    source: Source, num_rows: int, window: int, begun: int, carry: int
 ) -> None:
-    packing, left, emitted = rule(window), (), Counter[Unit]()
+    packing, left, emitted = rule(window, carry), (), Counter[Unit]()
     for batch in range(begun, 3 * FLUSH):
         packs, left = packing.pack(left, num_rows, FLUSH - batch % FLUSH, source)
         assert len(packs) == num_rows
@@ -107,6 +116,13 @@ def test_a_flush_leaves_nothing_and_every_batch_is_full_sized(
         if batch % FLUSH == FLUSH - 1:
             assert left == ()
     assert emitted == Counter(source.taken)
+
+
+def test_a_flush_fills_its_rows_beyond_the_window() -> None:
+    source = Source((10, 0) for _ in count())
+    packs, left = rule(window=1).pack([waiting(0, 50)], 2, 1, source)
+    assert [pack.num_tokens for pack in packs] == [ROW, ROW]
+    assert left == ()
 
 
 def test_the_fullest_rows_are_emitted() -> None:
