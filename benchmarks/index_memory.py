@@ -1,0 +1,209 @@
+"""How the memory of planning grows with the data: an index of some shards, and one of ten times as many.
+
+Indexes are synthetic, without a byte of tar: the shards share one file of columns, as a plan reads those of few
+shards at a time. Each is opened by a process of its own, which plans for the 64 lanes that deal rows to one another
+(data.balance_lanes), of 256. Its memory is what it has for itself (USS) but for the table of shards, which is mapped:
+these pages are the kernel's to drop, and one copy serves all processes of a node. They are told beside it.
+
+    python -m benchmarks.index_memory
+"""
+
+import gc
+import hashlib
+import io
+import os
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+import psutil
+
+from benchmarks.report import Goal, print_goals, run_benchmark, table
+from megatron_vl.data.balance import RowCost
+from megatron_vl.data.image_tokens import ImageTokens
+from megatron_vl.data.index import BYTES_PER_SHARD, TABLE_NAME, ShardEntry, SourceIndex, write_index
+from megatron_vl.data.plan import Planner
+from megatron_vl.data.plan_settings import PlanSettings
+from megatron_vl.data.shard_index import arrays_name
+from megatron_vl.data.source_table import source_table
+from megatron_vl.data.storage.folder import DEFAULT_ACCESS
+from megatron_vl.data.storage.opening import open_folder
+
+NUM_SHARDS, TIMES = 2000, 10
+SAMPLES_PER_SHARD = 1000
+NUM_STEPS = 20
+SAMPLE_BYTES = 60_000  # of a sample's files, by which shards have their size
+GOAL = 1.05
+# Projected on paper
+TOKENS, IMAGES, TOKENS_PER_DOCUMENT, SHARD_BYTES, DOCUMENT_BYTES = 2e12, 1e9, 1000, 1e9, 4500
+
+SETTINGS = PlanSettings(
+    stage="joint",
+    seed=1234,
+    num_steps=1000,
+    text_ratio=0.0,
+    text_warmup_fraction=0.0,
+    grouping="step",
+    sources={"samples": 1.0},
+    max_epochs={},
+    global_batch_size=2304,
+    micro_batch_size=1,
+    sequence_length=4096,
+    packing=True,
+    lanes=256,
+    shuffle_window=4,
+    packing_window=64,
+    max_carry_steps=8,
+    flush_steps=256,
+    max_images_per_pack=16,
+    balance_lanes=64,
+    cost=RowCost(per_token=10, per_image=700, per_pair=3000),
+)
+
+
+class Use(NamedTuple):
+    """Bytes that a process has for itself, those that it maps of the table, and CPU seconds of a group's step."""
+
+    before: int
+    opened: int
+    planned: int
+    mapped: int
+    step_seconds: float
+
+
+def columns() -> bytes:
+    """An .index.npz of samples with an image each: keys as a build makes them, texts of 20 to 1500 tokens."""
+    num, rng = SAMPLES_PER_SHARD, np.random.default_rng(0)
+    offsets = np.arange(num, dtype=np.int64)[:, None] * SAMPLE_BYTES
+    arrays: dict[str, Any] = {
+        "keys": np.array([f"samples-{number:09d}".encode() for number in range(num)]),
+        "num_text_tokens": rng.integers(20, 1500, num, dtype=np.int32),
+        "num_images": np.ones(num, dtype=np.int32),
+        "text_members": offsets + np.array([512, 0]) + [0, 2000],
+        "image_members": offsets + np.array([3072, 0]) + [0, 56_000],
+        "image_sizes": rng.integers(200, 1000, (num, 2), dtype=np.int32),
+    }
+    data = io.BytesIO()
+    np.savez(data, allow_pickle=False, **arrays)
+    return data.getvalue()
+
+
+def write_synthetic(folder: Path, num_shards: int) -> int:
+    """An index of shards that are not there. Returns the bytes of a shard's columns."""
+    folder.mkdir()
+    data = columns()
+    (folder / "columns").write_bytes(data)
+    entries = []
+    for number in range(num_shards):
+        name = f"shard-{number:06d}.tar"
+        os.link(folder / "columns", folder / arrays_name(name))
+        entries.append(
+            ShardEntry(
+                name=name,
+                size_bytes=SAMPLES_PER_SHARD * SAMPLE_BYTES,
+                sha256="0" * 64,
+                index_sha256=hashlib.sha256(data).hexdigest(),
+                first_sample=number * SAMPLES_PER_SHARD,
+                num_samples=SAMPLES_PER_SHARD,
+                num_images=SAMPLES_PER_SHARD,
+                num_text_tokens=760 * SAMPLES_PER_SHARD,
+                num_unreadable_images=0,
+                max_image_pixels=10**6,
+            )
+        )
+    write_index(folder, SimpleNamespace(fingerprints={}), entries)  # type: ignore[arg-type]
+    return len(data)
+
+
+def use_of(folder: Path) -> Use:
+    """Open the index at `folder` and plan with it, in a process that has done nothing else."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(plan_steps, folder).result()
+
+
+def plan_steps(folder: Path) -> Use:
+    """What `use_of` has done elsewhere."""
+    before = sum(own_bytes())
+    index = SourceIndex(open_folder(folder, DEFAULT_ACCESS), "samples")
+    planner = Planner(
+        {"samples": source_table(index, "multimodal", ImageTokens(tokens_per_image=576))}, SETTINGS, 0, 256
+    )
+    opened, _ = own_bytes()
+    begun = psutil.Process().cpu_times().user
+    for _ in range(NUM_STEPS):
+        planner.next_of_group()
+    seconds = psutil.Process().cpu_times().user - begun
+    return Use(before, opened, *own_bytes(), seconds / NUM_STEPS)
+
+
+def own_bytes() -> tuple[int, int]:
+    """What this process has for itself without the table, and the table's pages that it has mapped."""
+    gc.collect()
+    process = psutil.Process()
+    tables = [part for part in process.memory_maps() if Path(part.path).name == TABLE_NAME]
+    own = sum(part.private_clean + part.private_dirty for part in tables)
+    return process.memory_full_info().uss - own, sum(part.rss for part in tables)
+
+
+def projection(bytes_per_sample: float) -> list[list[str | float]]:
+    """2 T tokens of documents and 1 B images, one a sample, in shards of 1 GB."""
+    documents = TOKENS / TOKENS_PER_DOCUMENT
+    rows: list[list[str | float]] = []
+    for name, num_samples, sample_bytes in (
+        ("2 T tokens, 1000 a document", documents, DOCUMENT_BYTES),
+        ("1 B images, one a sample", IMAGES, SAMPLE_BYTES),
+    ):
+        shards = num_samples * sample_bytes / SHARD_BYTES
+        rows.append(
+            [
+                name,
+                f"{num_samples:.1e}",
+                f"{shards:,.0f}",
+                f"{num_samples * bytes_per_sample / 1e9:,.0f}",
+                f"{shards * BYTES_PER_SHARD / 1e6:,.1f}",
+            ]
+        )
+    return rows
+
+
+def main() -> None:
+    with TemporaryDirectory() as scratch:
+        folders = {NUM_SHARDS * times: Path(scratch) / str(times) for times in (1, TIMES)}
+        column_bytes = [write_synthetic(folder, num) for num, folder in folders.items()]
+        uses = {num: use_of(folder) for num, folder in folders.items()}
+    rows: list[list[str | float]] = [
+        [
+            f"{num:,} shards, {num * SAMPLES_PER_SHARD:,} samples",
+            *(size / 1e6 for size in use[:4]),
+            1e3 * use.step_seconds,
+        ]
+        for num, use in uses.items()
+    ]
+    print(
+        table(["", "MB before", "opened", "after planning", "table, mapped", "ms a step"], rows), end="\n\n"
+    )
+    per_sample = column_bytes[0] / SAMPLES_PER_SHARD
+    print(
+        f"on disk: {per_sample:.1f} bytes a sample in its shard's columns, {BYTES_PER_SHARD} bytes a shard\n"
+    )
+    header = ["projected, in shards of 1 GB", "samples", "shards", "GB on disk", "MB of table, mapped"]
+    print(table(header, projection(per_sample)), end="\n\n")
+    few, many = (uses[num].planned / 1e6 for num in uses)
+    goal = Goal(
+        name=f"memory with {TIMES} times the shards",
+        ours=many,
+        peer=few,
+        unit="MB",
+        ratio=many / few,
+        bound="at most",
+        goal=GOAL,
+    )
+    print_goals("index_memory", [goal])
+
+
+if __name__ == "__main__":
+    run_benchmark(main)
