@@ -258,3 +258,13 @@ def test_dealing_moves_rows_between_ranks_and_changes_none() -> None:
 def test_settings_that_make_no_plan_are_refused_by_field(changes: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         plan_settings(**changes)
+
+
+def test_lanes_are_flushed_one_after_the_other() -> None:
+    settings = plan_settings(text_ratio=1.0, flush_steps=LANES, global_batch_size=4)
+    [planner] = planners(settings, 1)
+    for step in range(12):
+        planner.next()
+        empty = [lane.lane for lane in planner.state().lanes if not lane.waiting[TEXT]]
+        assert (LANES - 1 - step) % LANES in empty
+        assert len(empty) < LANES or step < LANES

@@ -9,6 +9,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from megatron_vl.config.errors import UserError
+from megatron_vl.data.balance import RowCost
 from megatron_vl.data.plan import Planner
 from megatron_vl.data.plan_change import check_resumable, restart_sources
 from megatron_vl.data.plan_settings import PlanSettings
@@ -68,6 +69,19 @@ def test_resume_with_a_changed_value_is_refused_by_name(changes: dict[str, objec
     message = str(refused.value)
     assert named in message
     assert message.count(" was ") == 1  # and nothing that did not change
+
+
+def test_a_resumed_plan_deals_by_the_costs_that_it_was_saved_with() -> None:
+    """Another pipeline layout has other costs; the rows of a rank do not change for that."""
+    dear = RowCost(per_token=0, per_image=1, per_pair=0)
+    first, second = planners(plan_settings(balance_lanes=4, cost=dear), 2)
+    for rank in (first, second):
+        rank.next()
+    other = Planner(small_tables(), plan_settings(balance_lanes=4), 0, 2)
+    other.restore(merge_states([first.state(), second.state()]))
+    assert [other.next() for _ in range(6)] == [first.next() for _ in range(6)]
+    plain = Planner(small_tables(), plan_settings(balance_lanes=4), 0, 2)
+    assert [plain.next() for _ in range(7)][1:] != [other.next() for _ in range(6)]
 
 
 def test_resume_with_changed_data_names_the_source() -> None:

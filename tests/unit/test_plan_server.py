@@ -74,8 +74,13 @@ def test_ranks_get_the_plan_that_they_would_make(source: PlannedSource) -> None:
         assert [plan.step for plan in ahead] == [6, 7, 8, 9, 10, 11]
         assert asked[1].next().digest == ahead[0].digest  # of the same group
         state = merge_states([client.state_after(5) for client in asked])
-    with clients(server_settings(source, state=state), range(4), first_step=6) as resumed:
+    resumed_at = server_settings(source, state=state)
+    with clients(resumed_at, range(4), first_step=6) as resumed:
         assert [resumed[0].next() for _ in range(6)] == ahead
+        early = PlanClient(resumed_at.address, 3, first_step=5)
+        with pytest.raises(UserError, match="step 5 was planned long ago"):
+            early.next()
+        early.close()
 
 
 def test_what_a_server_cannot_plan_reaches_the_rank_as_its_error(source: PlannedSource) -> None:
