@@ -25,10 +25,11 @@ import psutil
 from benchmarks.report import Goal, print_goals, run_benchmark, table
 from megatron_vl.data.balance import RowCost
 from megatron_vl.data.image_tokens import ImageTokens
-from megatron_vl.data.index import BYTES_PER_SHARD, TABLE_NAME, ShardEntry, SourceIndex, write_index
+from megatron_vl.data.index import SourceIndex, write_index
 from megatron_vl.data.plan import Planner
 from megatron_vl.data.plan_settings import PlanSettings
 from megatron_vl.data.shard_index import arrays_name
+from megatron_vl.data.shard_table import BYTES_PER_SHARD, TABLE_NAME, ShardEntry
 from megatron_vl.data.source_table import source_table
 from megatron_vl.data.storage.folder import DEFAULT_ACCESS
 from megatron_vl.data.storage.opening import open_folder
@@ -38,8 +39,12 @@ SAMPLES_PER_SHARD = 1000
 NUM_STEPS = 20
 SAMPLE_BYTES = 60_000  # of a sample's files, by which shards have their size
 GOAL = 1.05
-# Projected on paper
-TOKENS, IMAGES, TOKENS_PER_DOCUMENT, SHARD_BYTES, DOCUMENT_BYTES = 2e12, 1e9, 1000, 1e9, 4500
+# Projected on paper, in shards as ShardWriter fills them
+PROJECTED = {
+    "2 T tokens, 1000 a document": (2_000_000_000, 0),
+    "1 B images, one a sample": (1_000_000_000, 1),
+}
+SAMPLES_OF_FULL_SHARD = 10_000
 
 SETTINGS = PlanSettings(
     stage="joint",
@@ -75,27 +80,27 @@ class Use(NamedTuple):
     step_seconds: float
 
 
-def columns() -> bytes:
-    """An .index.npz of samples with an image each: keys as a build makes them, texts of 20 to 1500 tokens."""
+def columns(num_images: int) -> bytes:
+    """An .index.npz of samples with 0 images or 1: keys as a build makes them, texts of 20 to 1500 tokens."""
     num, rng = SAMPLES_PER_SHARD, np.random.default_rng(0)
     offsets = np.arange(num, dtype=np.int64)[:, None] * SAMPLE_BYTES
     arrays: dict[str, Any] = {
         "keys": np.array([f"samples-{number:09d}".encode() for number in range(num)]),
         "num_text_tokens": rng.integers(20, 1500, num, dtype=np.int32),
-        "num_images": np.ones(num, dtype=np.int32),
+        "num_images": np.full(num, num_images, dtype=np.int32),
         "text_members": offsets + np.array([512, 0]) + [0, 2000],
-        "image_members": offsets + np.array([3072, 0]) + [0, 56_000],
-        "image_sizes": rng.integers(200, 1000, (num, 2), dtype=np.int32),
+        "image_members": (offsets + np.array([3072, 0]) + [0, 56_000])[: num * num_images],
+        "image_sizes": rng.integers(200, 1000, (num * num_images, 2), dtype=np.int32),
     }
     data = io.BytesIO()
     np.savez(data, allow_pickle=False, **arrays)
     return data.getvalue()
 
 
-def write_synthetic(folder: Path, num_shards: int) -> int:
-    """An index of shards that are not there. Returns the bytes of a shard's columns."""
+def write_synthetic(folder: Path, num_shards: int) -> None:
+    """An index of shards that are not there."""
     folder.mkdir()
-    data = columns()
+    data = columns(num_images=1)
     (folder / "columns").write_bytes(data)
     entries = []
     for number in range(num_shards):
@@ -116,7 +121,6 @@ def write_synthetic(folder: Path, num_shards: int) -> int:
             )
         )
     write_index(folder, SimpleNamespace(fingerprints={}), entries)  # type: ignore[arg-type]
-    return len(data)
 
 
 def use_of(folder: Path) -> Use:
@@ -149,22 +153,26 @@ def own_bytes() -> tuple[int, int]:
     return process.memory_full_info().uss - own, sum(part.rss for part in tables)
 
 
-def projection(bytes_per_sample: float) -> list[list[str | float]]:
-    """2 T tokens of documents and 1 B images, one a sample, in shards of 1 GB."""
-    documents = TOKENS / TOKENS_PER_DOCUMENT
+def window_bytes(use: Use) -> float:
+    """What a sample takes while a lane stands in its window."""
+    return (use.planned - use.opened) / (SETTINGS.balance_lanes * SETTINGS.shuffle_window * SAMPLES_PER_SHARD)
+
+
+def projection(use: Use) -> list[list[str | float]]:
+    """Large sources on paper: on disk, mapped, and held by a node that plans for one group of lanes."""
     rows: list[list[str | float]] = []
-    for name, num_samples, sample_bytes in (
-        ("2 T tokens, 1000 a document", documents, DOCUMENT_BYTES),
-        ("1 B images, one a sample", IMAGES, SAMPLE_BYTES),
-    ):
-        shards = num_samples * sample_bytes / SHARD_BYTES
+    for name, (num_samples, num_images) in PROJECTED.items():
+        num_shards = num_samples // SAMPLES_OF_FULL_SHARD
+        per_sample = len(columns(num_images)) / SAMPLES_PER_SHARD
+        windows = SETTINGS.balance_lanes * SETTINGS.shuffle_window * SAMPLES_OF_FULL_SHARD * window_bytes(use)
         rows.append(
             [
                 name,
-                f"{num_samples:.1e}",
-                f"{shards:,.0f}",
-                f"{num_samples * bytes_per_sample / 1e9:,.0f}",
-                f"{shards * BYTES_PER_SHARD / 1e6:,.1f}",
+                f"{num_shards:,}",
+                per_sample,
+                f"{num_samples * per_sample / 1e9:,.0f}",
+                f"{num_shards * BYTES_PER_SHARD / 1e6:,.0f}",
+                f"{windows / 1e6:,.0f}",
             ]
         )
     return rows
@@ -173,7 +181,8 @@ def projection(bytes_per_sample: float) -> list[list[str | float]]:
 def main() -> None:
     with TemporaryDirectory() as scratch:
         folders = {NUM_SHARDS * times: Path(scratch) / str(times) for times in (1, TIMES)}
-        column_bytes = [write_synthetic(folder, num) for num, folder in folders.items()]
+        for num, folder in folders.items():
+            write_synthetic(folder, num)
         uses = {num: use_of(folder) for num, folder in folders.items()}
     rows: list[list[str | float]] = [
         [
@@ -186,12 +195,13 @@ def main() -> None:
     print(
         table(["", "MB before", "opened", "after planning", "table, mapped", "ms a step"], rows), end="\n\n"
     )
-    per_sample = column_bytes[0] / SAMPLES_PER_SHARD
+    use = next(iter(uses.values()))
     print(
-        f"on disk: {per_sample:.1f} bytes a sample in its shard's columns, {BYTES_PER_SHARD} bytes a shard\n"
+        f"held of a sample in a lane's window: {window_bytes(use):.0f} bytes; on disk of a shard: {BYTES_PER_SHARD}\n"
     )
-    header = ["projected, in shards of 1 GB", "samples", "shards", "GB on disk", "MB of table, mapped"]
-    print(table(header, projection(per_sample)), end="\n\n")
+    full = f"projected, {SAMPLES_OF_FULL_SHARD:,} samples a shard"
+    header = [full, "shards", "bytes a sample", "GB on disk", "MB of table, mapped", "MB of windows, held"]
+    print(table(header, projection(use)), end="\n\n")
     few, many = (uses[num].planned / 1e6 for num in uses)
     goal = Goal(
         name=f"memory with {TIMES} times the shards",
