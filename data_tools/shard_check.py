@@ -15,10 +15,11 @@ from PIL import Image
 
 from megatron_vl.config.errors import UserError
 from megatron_vl.data.images import FORMATS
-from megatron_vl.data.index import ShardEntry, SourceIndex, file_sha256
+from megatron_vl.data.index import SourceIndex
 from megatron_vl.data.indexing import group_samples
 from megatron_vl.data.sample import SampleError, order_images, parse_sample
 from megatron_vl.data.shard_index import Location, Member
+from megatron_vl.data.shard_table import ShardEntry, file_sha256
 from megatron_vl.data.storage.folder import AccessRule, MissingError
 from megatron_vl.data.storage.opening import open_folder
 from megatron_vl.data.tar import DamageError, TarMember, walk_tar

@@ -11,8 +11,8 @@ from data_tools.raw.documents import read_caption
 from data_tools.raw.format import Format, Material, RawSample, RecordError
 from data_tools.raw.joined import locate_annotations
 from data_tools.raw.places import Draft, ItemDrafts
-from megatron_vl.data.index import file_sha256
 from megatron_vl.data.sample import IMAGE_FORMATS
+from megatron_vl.data.shard_table import file_sha256
 
 CAPTION_SUFFIX = ".txt"
 IMAGE_SUFFIXES = tuple(f".{name}" for name in IMAGE_FORMATS)

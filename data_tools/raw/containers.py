@@ -12,7 +12,7 @@ from data_tools.raw.places import Draft, Drafts, Place
 from data_tools.raw.records import locate_records
 from data_tools.raw.tars import locate_in_tar
 from megatron_vl.config.errors import UserError
-from megatron_vl.data.index import file_sha256
+from megatron_vl.data.shard_table import file_sha256
 
 Meaning = Callable[[Any, str], RawSample]  # a record and the source's system message -> what it says
 Locate = Callable[

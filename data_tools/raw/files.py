@@ -6,7 +6,7 @@ from pathlib import Path
 
 from data_tools.raw.format import RecordError
 from megatron_vl.config.errors import UserError
-from megatron_vl.data.index import file_sha256
+from megatron_vl.data.shard_table import file_sha256
 
 
 def list_files(folder: Path, suffixes: Sequence[str], field: str) -> list[str]:

@@ -9,65 +9,33 @@ stands in it. N samples of all shards, K shards.
 """
 
 import hashlib
-import io
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from megatron_vl.config.errors import UserError
 from megatron_vl.data.shard_index import Location, ShardIndex, arrays_name, parse_arrays
+from megatron_vl.data.shard_table import (
+    TABLE_NAME,
+    ShardEntry,
+    file_sha256,
+    read_table,
+    table_entry,
+    write_table,
+)
 from megatron_vl.data.storage.folder import DEFAULT_ACCESS, AccessRule, Folder, MissingError
-from megatron_vl.data.storage.local import LocalFolder
 from megatron_vl.data.storage.opening import open_folder
 from megatron_vl.data.text import TextRule
 
-INDEX_NAME, TABLE_NAME = "index.json", "shards.npy"
+INDEX_NAME = "index.json"
 INDEX_FORMAT = "megatron-vl-index-2"
 SHARD_SUFFIX = ".tar"
 MAX_CACHED_SHARDS = 64  # whose columns are held; about 100 bytes a sample
-MAX_INDEX_BYTES, MAX_TABLE_BYTES, MAX_ARRAYS_BYTES = 1 << 20, 1 << 30, 1 << 30
-MAX_NAME_BYTES = 96
-
-_TABLE = np.dtype(
-    [
-        ("name", f"S{MAX_NAME_BYTES}"),
-        ("size_bytes", "<i8"),
-        ("sha256", "S64"),
-        ("index_sha256", "S64"),
-        ("first_sample", "<i8"),
-        ("num_samples", "<i8"),
-        ("num_images", "<i8"),
-        ("num_text_tokens", "<i8"),
-        ("num_unreadable_images", "<i8"),
-        ("max_image_pixels", "<i8"),
-    ]
-)
-BYTES_PER_SHARD = _TABLE.itemsize  # on disk; mapped, not held
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardEntry:
-    """A line of the table. Hashes are sha256 in hex; `index_sha256` is of the shard's .index.npz.
-
-    `first_sample` counts those of the shards before; `max_image_pixels` is of the largest image.
-    """
-
-    name: str
-    size_bytes: int
-    sha256: str
-    index_sha256: str
-    first_sample: int
-    num_samples: int
-    num_images: int
-    num_text_tokens: int
-    num_unreadable_images: int
-    max_image_pixels: int
+MAX_INDEX_BYTES, MAX_ARRAYS_BYTES = 1 << 20, 1 << 30
 
 
 class SourceIndex:
@@ -83,7 +51,7 @@ class SourceIndex:
         """`open` finds and checks what this takes as it is. Raises UserError where the index is damaged."""
         self.folder, self.name, self.access = folder, name, access
         self.fingerprints, self.digest, table_sha256 = _read_index_file(folder)
-        self._table = _read_table(folder, table_sha256)
+        self._table = read_table(folder, table_sha256, _reindex(folder))
         self.num_shards = len(self._table)
         self.first_samples: NDArray[np.int64] = self._table["first_sample"]
         self.num_samples = int(self.first_samples[-1] + self._table["num_samples"][-1])
@@ -124,10 +92,7 @@ class SourceIndex:
 
     def shard(self, number: int) -> ShardEntry:
         """Line `number` of the table."""
-        values: list[Any] = [
-            value.decode() if isinstance(value, bytes) else value for value in self._table[number].tolist()
-        ]
-        return ShardEntry(**dict(zip(_TABLE.names or (), values, strict=True)))
+        return table_entry(self._table, number)
 
     def shards(self) -> Iterator[ShardEntry]:
         """The table, line by line."""
@@ -194,13 +159,8 @@ def write_index(folder: Path, text_rule: TextRule, shards: Sequence[ShardEntry])
 
     Raises UserError where a shard's name is too long for the table.
     """
-    for shard in shards:
-        if len(shard.name.encode()) > MAX_NAME_BYTES:
-            raise UserError(f"{folder / shard.name}: the name of a shard has at most {MAX_NAME_BYTES} bytes")
-    table = np.array([tuple(asdict(shard).values()) for shard in shards], dtype=_TABLE)
     aside = folder / f"{TABLE_NAME}.partial"
-    with aside.open("wb") as file:
-        np.save(file, table, allow_pickle=False)
+    write_table(aside, shards)
     content = {
         "format": INDEX_FORMAT,
         "fingerprints": text_rule.fingerprints,
@@ -220,12 +180,6 @@ def list_shards(folder: Path) -> list[Path]:
     if not shards:
         raise UserError(f"{folder} holds no shards (*{SHARD_SUFFIX})")
     return shards
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 hex of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _reindex(folder: Folder) -> str:
@@ -255,23 +209,6 @@ def _read_index_file(folder: Folder) -> tuple[dict[str, str], str, str]:
         return dict(content["fingerprints"]), hashlib.sha256(data).hexdigest(), str(content["table_sha256"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); {_reindex(folder)}") from error
-
-
-def _read_table(folder: Folder, sha256: str) -> NDArray[Any]:
-    """Mapped where it lies on a path; held (BYTES_PER_SHARD each) where it is far."""
-    is_near = isinstance(folder, LocalFolder)
-    data = b"" if is_near else folder.read(TABLE_NAME, MAX_TABLE_BYTES)
-    found = file_sha256(folder.local_path(TABLE_NAME)) if is_near else hashlib.sha256(data).hexdigest()
-    if found != sha256:
-        raise UserError(
-            f"{folder.url}/{TABLE_NAME} is not the one that {INDEX_NAME} was written with; {_reindex(folder)}"
-        )
-    table: NDArray[Any] = (
-        np.load(folder.local_path(TABLE_NAME), mmap_mode="r", allow_pickle=False)
-        if is_near
-        else np.load(io.BytesIO(data), allow_pickle=False)
-    )
-    return table
 
 
 def _check_fingerprints(indexed: dict[str, str], current: dict[str, str], folder: Folder) -> None:

@@ -17,9 +17,10 @@ import numpy as np
 
 from megatron_vl.config.errors import UserError
 from megatron_vl.data.images import read_size
-from megatron_vl.data.index import INDEX_NAME, ShardEntry, file_sha256, list_shards, write_index
+from megatron_vl.data.index import INDEX_NAME, list_shards, write_index
 from megatron_vl.data.sample import Sample, SampleError, order_images, parse_sample
 from megatron_vl.data.shard_index import ShardArrays, arrays_name
+from megatron_vl.data.shard_table import ShardEntry, file_sha256
 from megatron_vl.data.tar import TarMember, walk_tar
 from megatron_vl.data.text import TextRule
 

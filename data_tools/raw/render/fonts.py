@@ -11,7 +11,7 @@ from fontTools.ttLib import TTCollection, TTFont, TTLibError
 
 from data_tools.raw.files import files_digest
 from megatron_vl.config.errors import UserError
-from megatron_vl.data.index import file_sha256
+from megatron_vl.data.shard_table import file_sha256
 
 INSTALLED = (
     "DejaVuSans",
