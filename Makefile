@@ -12,7 +12,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile -c constraints.txt
 ENVIRONMENT := .venv/.complete
 RUN := runs/quickstart
-BENCHMARKS := attention_cpu image_path loaders packing read_amplification
+BENCHMARKS := attention_cpu image_path index_memory loaders packing read_amplification
 GOAL := $(firstword $(MAKECMDGOALS))
 
 DISK_GB := 3

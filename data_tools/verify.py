@@ -14,7 +14,7 @@ from data_tools.shard_check import ShardTask, shard_problems
 from data_tools.workers import in_order, worker_pool
 from megatron_vl.config.data import DataConfig
 from megatron_vl.config.errors import UserError
-from megatron_vl.data.index import SourceIndex, listing_problems
+from megatron_vl.data.index import INDEX_NAME, SourceIndex, listing_problems
 from megatron_vl.data.storage.folder import AccessRule
 
 Check = Callable[[Iterable[ShardTask]], Iterator[list[str]]]
@@ -64,6 +64,7 @@ def folder_problems(
             build_command=config.build_command,
             check_shards=False,
         )
+        index.folder.local_path(INDEX_NAME)  # shards are read as files: a remote folder needs a cache
         problems = list(listing_problems(index.folder, index))
     except UserError as error:
         yield str(error)
