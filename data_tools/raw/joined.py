@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from data_tools.raw.format import RecordError
 from data_tools.raw.json_text import FormatError, JsonText, Value
 from data_tools.raw.places import Place, Places
-from data_tools.raw.records import Span, Spans, read_record
+from data_tools.raw.records import Span, Spans
 from megatron_vl.config.errors import UserError
 
 IMAGES, ANNOTATIONS = ("images", "imgs"), ("annotations", "anns")
@@ -32,10 +32,10 @@ class Joined:
 
     def read(self, path: Path, max_bytes: int) -> dict[str, Any]:
         """The image's fields, with `annotations`. Raises RecordError."""
-        image = read_record(path, self.image, max_bytes)
+        image = self.image.read(path, max_bytes)
         if not isinstance(image, dict):
             raise RecordError("not a record", f"an image is a {type(image).__name__}; an object is needed")
-        return {**image, "annotations": [read_record(path, one, max_bytes) for one in self.annotations]}
+        return {**image, "annotations": [one.read(path, max_bytes) for one in self.annotations]}
 
 
 class JoinedPlaces(Places[Joined]):
@@ -75,13 +75,7 @@ class Entry:
 
     def read(self, path: Path, max_bytes: int) -> dict[str, Any]:
         """{key: value}. Raises RecordError."""
-        if self.span.size > max_bytes:
-            raise RecordError(
-                "record too large", f"{self.span.size} bytes; data.max_sample_bytes is {max_bytes}"
-            )
-        with path.open("rb") as file:
-            file.seek(self.span.offset)
-            entry: dict[str, Any] = json.loads(b"{" + file.read(self.span.size) + b"}")
+        entry: dict[str, Any] = json.loads(b"{" + self.span.read_bytes(path, max_bytes) + b"}")
         return entry
 
 

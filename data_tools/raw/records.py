@@ -29,8 +29,19 @@ class Span:
         return f"record {self.number}"
 
     def read(self, path: Path, max_bytes: int) -> Any:
-        """As `read_record`."""
-        return read_record(path, self, max_bytes)
+        """The record, parsed. Raises RecordError where it is no JSON or longer than `max_bytes`."""
+        try:
+            return json.loads(self.read_bytes(path, max_bytes))
+        except (ValueError, RecursionError) as error:
+            raise RecordError("invalid JSON", str(error)) from error
+
+    def read_bytes(self, path: Path, max_bytes: int) -> bytes:
+        """What is there. Raises RecordError where it is more than `max_bytes`."""
+        if self.size > max_bytes:
+            raise RecordError("record too large", f"{self.size} bytes; data.max_sample_bytes is {max_bytes}")
+        with path.open("rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size)
 
 
 class Spans(Places[Span]):
@@ -53,7 +64,7 @@ def locate_records(path: Path, field: str, max_bytes: int) -> Spans:
 
     Raises UserError, naming the configuration's `field`, the file and the record: no such file, another
     extension, no record, no list, JSON that is broken or ends early. A broken line of a .jsonl file is left
-    for `read_record`, unless it is the last and unfinished.
+    for `Span.read`, unless it is the last and unfinished.
     """
     if path.suffix == ".json":
         return _spans(_list_spans(path, max_bytes), path, field)
@@ -79,19 +90,6 @@ def _spans(found: Iterator[tuple[int, int]], path: Path, field: str) -> Spans:
     return spans
 
 
-def read_record(path: Path, span: Span, max_bytes: int) -> Any:
-    """One record, parsed. Raises RecordError where it is no JSON or longer than `max_bytes`."""
-    if span.size > max_bytes:
-        raise RecordError("record too large", f"{span.size} bytes; data.max_sample_bytes is {max_bytes}")
-    with path.open("rb") as file:
-        file.seek(span.offset)
-        data = file.read(span.size)
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise RecordError("invalid JSON", str(error)) from error
-
-
 def _record_line_spans(path: Path, max_bytes: int) -> Iterator[tuple[int, int]]:
     """Offset and size of every line that is not blank, the last of which must be whole."""
     number, offset, size = -1, 0, 0
@@ -101,7 +99,7 @@ def _record_line_spans(path: Path, max_bytes: int) -> Iterator[tuple[int, int]]:
     if number < 0 or size > max_bytes:
         return
     try:
-        read_record(path, Span(number=number, offset=offset, size=size), max_bytes)
+        Span(number=number, offset=offset, size=size).read(path, max_bytes)
     except RecordError as error:
         if not _ends_with_newline(path):
             raise FormatError(

@@ -96,13 +96,7 @@ class LabelLine:
 
     def read(self, path: Path, max_bytes: int) -> dict[str, Any]:
         """The line as a record. Raises RecordError."""
-        if self.span.size > max_bytes:
-            raise RecordError(
-                "record too large", f"{self.span.size} bytes; data.max_sample_bytes is {max_bytes}"
-            )
-        with path.open("rb") as file:
-            file.seek(self.span.offset)
-            name, _, words = file.read(self.span.size).partition(b"\t")
+        name, _, words = self.span.read_bytes(path, max_bytes).partition(b"\t")
         try:
             return {"image": name.decode(), "words": json.loads(words)}
         except (ValueError, RecursionError) as error:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from data_tools.raw import json_text
 from data_tools.raw.format import RecordError
-from data_tools.raw.records import Span, locate_records, read_record
+from data_tools.raw.records import Span, locate_records
 from megatron_vl.config.errors import UserError
 
 LIMIT = 10_000
@@ -24,7 +24,7 @@ ANY_CHUNK = [1, 3, 1 << 22]
 def all_records(path: Path) -> list[Any]:
     spans = locate_records(path, "data.sources.x.raw.file", LIMIT)
     assert [span.number for span in spans] == list(range(len(spans)))
-    return [read_record(path, span, LIMIT) for span in spans]
+    return [span.read(path, LIMIT) for span in spans]
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
@@ -136,7 +136,7 @@ def test_broken_and_long_lines_are_that_records_own(tmp_path: Path) -> None:
     causes = []
     for span in spans:
         try:
-            causes.append(read_record(path, span, LIMIT))
+            causes.append(span.read(path, LIMIT))
         except RecordError as error:
             causes.append(error.cause)
     assert causes == [{"id": 1}, "invalid JSON", "record too large", "invalid JSON", {"id": 5}]
