@@ -37,7 +37,7 @@ def run_configured(task: Callable[[PretrainConfig], None]) -> None:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(1)
         except KeyboardInterrupt:
-            print("interrupted; the same command goes on from here", file=sys.stderr)
+            print("interrupted; start the same command again", file=sys.stderr)
             sys.exit(130)
 
     compose()

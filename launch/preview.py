@@ -1,6 +1,7 @@
 """What a run trains on in a step, before it does: `python -m launch.preview stages=[joint] step=120 [overrides]`.
 
-The overrides are the run's. Nothing is trained, nothing is written, no bytes of samples are read.
+The overrides are the run's. Nothing is trained and no bytes of samples are read. On its way a preview leaves bookmarks
+in run.dir, so that the next one begins at most data.flush_steps before its step.
 """
 
 from rich.box import SIMPLE_HEAD
@@ -11,8 +12,7 @@ from rich.table import Table
 from launch.command import run_command
 from megatron_vl.config.errors import UserError
 from megatron_vl.config.preview import PreviewConfig, register_preview_schema
-from megatron_vl.train.replay import Preview, replay, saved_plan
-from megatron_vl.train.run_dir import RunDirectory
+from megatron_vl.train.replay import Preview, replay
 from megatron_vl.train.settings import StageSettings, required_processes, resolve_stages
 from megatron_vl.train.sources import Sources, open_sources
 
@@ -25,11 +25,14 @@ def preview(config: PreviewConfig) -> int:
     if not 1 <= config.step <= stage.values.steps:
         raise UserError(f"step={config.step}: stage {stage.name} has the steps 1 to {stage.values.steps}")
     sources = open_sources(config.data, config.model, [stage])
-    saved = saved_plan(RunDirectory(config.run.dir).checkpoints, stage.name, config.step)
-    begin, console = saved.step if saved else 0, Console()
+    console = Console()
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task(f"planning from step {begin + 1}", total=config.step - begin)
-        found = replay(config, stage, sources, config.step, saved, lambda _: progress.advance(bar))
+        bar = progress.add_task("planning the steps before", total=None)
+
+        def advance(done: int, total: int) -> None:
+            progress.update(bar, completed=done, total=total)
+
+        found = replay(config, stage, sources, config.step, advance)
     console.print(headline(found, stage), soft_wrap=True, highlight=False)
     console.print(ranks_table(found, stage, sources, config.keys))
     return 0

@@ -11,6 +11,7 @@ stands in it. N samples of all shards, K shards.
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -38,6 +39,20 @@ MAX_CACHED_SHARDS = 64  # whose columns are held; about 100 bytes a sample
 MAX_INDEX_BYTES, MAX_ARRAYS_BYTES = 1 << 20, 1 << 30
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Header:
+    """index.json. Sums over all shards stand here, so that no page of the table is touched for them."""
+
+    format: str
+    fingerprints: dict[str, str]
+    table_sha256: str
+    num_samples: int
+    num_images: int
+    num_text_tokens: int
+    size_bytes: int
+    max_image_pixels: int  # of the largest image
+
+
 class SourceIndex:
     """What is known of one indexed folder, and where each of its samples lies.
 
@@ -50,14 +65,12 @@ class SourceIndex:
     def __init__(self, folder: Folder, name: str, access: AccessRule = DEFAULT_ACCESS) -> None:
         """`open` finds and checks what this takes as it is. Raises UserError where the index is damaged."""
         self.folder, self.name, self.access = folder, name, access
-        self.fingerprints, self.digest, table_sha256 = _read_index_file(folder)
-        self._table = read_table(folder, table_sha256, _reindex(folder))
-        self.num_shards = len(self._table)
+        self._header, self.digest = _read_index_file(folder)
+        self._table = read_table(folder, self._header.table_sha256, _reindex(folder))
+        self.num_shards, self.num_samples = len(self._table), self._header.num_samples
+        self.num_images, self.num_text_tokens = self._header.num_images, self._header.num_text_tokens
+        self.size_bytes = self._header.size_bytes
         self.first_samples: NDArray[np.int64] = self._table["first_sample"]
-        self.num_samples = int(self.first_samples[-1] + self._table["num_samples"][-1])
-        self.num_images, self.num_text_tokens, self.size_bytes = (
-            int(self._table[column].sum()) for column in ("num_images", "num_text_tokens", "size_bytes")
-        )
         self.columns = lru_cache(maxsize=MAX_CACHED_SHARDS)(self._read_columns)
 
     @classmethod
@@ -83,11 +96,11 @@ class SourceIndex:
             index = cls(folder, name, access)
         except MissingError as error:
             raise _missing(folder, name, build_command) from error
-        _check_fingerprints(index.fingerprints, text_rule.fingerprints, folder)
+        _check_fingerprints(index._header.fingerprints, text_rule.fingerprints, folder)
         if check_shards:
             _check_shards(folder, index)
-        if max_image_pixels is not None:
-            index._check_image_sizes(max_image_pixels)
+        if max_image_pixels is not None and index._header.max_image_pixels > max_image_pixels:
+            index._refuse_image_sizes(max_image_pixels)
         return index
 
     def shard(self, number: int) -> ShardEntry:
@@ -136,10 +149,9 @@ class SourceIndex:
             raise UserError(f"{error}; {_reindex(self.folder)}") from error
         return parse_arrays(data, entry.index_sha256, f"{self.folder.url}/{name}", _reindex(self.folder))
 
-    def _check_image_sizes(self, max_pixels: int) -> None:
+    def _refuse_image_sizes(self, max_pixels: int) -> None:
+        """Raise UserError naming an image beyond the limit."""
         beyond = np.flatnonzero(self._table["max_image_pixels"] > max_pixels)
-        if not len(beyond):
-            return
         number = int(beyond[0])
         columns, first = self.columns(number), int(self.first_samples[number])
         num_pixels = columns.image_sizes.astype(np.int64).prod(axis=1)
@@ -161,16 +173,19 @@ def write_index(folder: Path, text_rule: TextRule, shards: Sequence[ShardEntry])
     """
     aside = folder / f"{TABLE_NAME}.partial"
     write_table(aside, shards)
-    content = {
-        "format": INDEX_FORMAT,
-        "fingerprints": text_rule.fingerprints,
-        "num_shards": len(shards),
-        "num_samples": sum(shard.num_samples for shard in shards),
-        "table_sha256": file_sha256(aside),
-    }
+    header = _Header(
+        format=INDEX_FORMAT,
+        fingerprints=text_rule.fingerprints,
+        table_sha256=file_sha256(aside),
+        num_samples=sum(shard.num_samples for shard in shards),
+        num_images=sum(shard.num_images for shard in shards),
+        num_text_tokens=sum(shard.num_text_tokens for shard in shards),
+        size_bytes=sum(shard.size_bytes for shard in shards),
+        max_image_pixels=max(shard.max_image_pixels for shard in shards),
+    )
     aside.replace(folder / TABLE_NAME)
     aside = folder / f"{INDEX_NAME}.partial"
-    aside.write_text(json.dumps(content, indent=1))
+    aside.write_text(json.dumps(asdict(header), indent=1))
     aside.replace(folder / INDEX_NAME)
 
 
@@ -199,14 +214,14 @@ def _missing(folder: Folder, name: str, build_command: str) -> UserError:
     return UserError(f"data.sources.{name}: {folder.url} has no {lacking}; {_reindex(folder)}")
 
 
-def _read_index_file(folder: Folder) -> tuple[dict[str, str], str, str]:
-    """Fingerprints, digest, and the table's hash."""
+def _read_index_file(folder: Folder) -> tuple[_Header, str]:
+    """What index.json says, and its digest."""
     data, path = folder.read(INDEX_NAME, MAX_INDEX_BYTES), f"{folder.url}/{INDEX_NAME}"
     try:
         content = json.loads(data)
         if content["format"] != INDEX_FORMAT:
             raise UserError(f"{path} is not of the format {INDEX_FORMAT}; {_reindex(folder)}")
-        return dict(content["fingerprints"]), hashlib.sha256(data).hexdigest(), str(content["table_sha256"])
+        return _Header(**content), hashlib.sha256(data).hexdigest()
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); {_reindex(folder)}") from error
 

@@ -18,7 +18,9 @@ OWN_IMAGES = [line for line in COMMANDS if "=images" in line]
 TRAINING = [line for line in COMMANDS if "launch.pretrain" in line and line not in OWN_IMAGES]
 CONVERSIONS = [line for line in COMMANDS if "launch.convert" in line]
 EVALUATIONS = [line for line in COMMANDS if "launch.evaluate" in line]
-TOOLS = [line for line in COMMANDS if "data_tools." in line and "build" not in line]
+TOOLS = [
+    line for line in COMMANDS if "launch.preview" in line or ("data_tools." in line and "build" not in line)
+]
 # Run elsewhere: by CI itself, by test_1_quickstart, by tests/unit/test_build_quickstart.py.
 ELSEWHERE = ["make quickstart", "make test", ".venv/bin/python -m data_tools.build data=quickstart"]
 
@@ -100,7 +102,7 @@ def test_weights_and_evaluation(data_root: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("line", TOOLS)
 def test_data_tool(line: str, data_root: Path, tmp_path: Path) -> None:
     shutil.copytree(data_root, tmp_path / "data")
-    overrides = command(tmp_path / "data", tmp_path / "run")[3:6]
+    overrides = command(tmp_path / "data", tmp_path / "run")[3:7]
     status, output = finish([*in_this_environment(line), *overrides])
     assert status == 0, output
     assert "pages" in output or "all samples decode" in output

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 
 import hydra
@@ -96,13 +97,14 @@ def stepped(config: PretrainConfig) -> Iterator[tuple[list[StepPlan], PlanState]
         yield plans, merge_states([rank.state() for rank in ranks])
 
 
-def replayed(
-    config: PretrainConfig, step: int, saved: PlanState | None = None
-) -> tuple[list[StepPlan], list[int]]:
+def replayed(config: PretrainConfig, step: int) -> tuple[list[StepPlan], list[int]]:
     """The plan of a step, and the steps that were planned for it."""
     planned: list[int] = []
     (stage,) = resolve_stages(config, 2)
-    return replay(config, stage, opened(config), step, saved, planned.append).ranks, planned
+    plans = replay(
+        config, stage, opened(config), step, lambda done, total: planned.append(step - total + done)
+    ).ranks
+    return plans, planned
 
 
 def save(config: PretrainConfig, state: PlanState, name: str, stage: str = "joint") -> None:
@@ -146,8 +148,20 @@ def test_a_run_s_newest_state_before_the_step_is_gone_on_from(config: PreviewCon
     checkpoints = Path(config.run.dir) / "checkpoints"
     saved = saved_plan(checkpoints, "joint", STEP)
     assert saved is not None and saved.step == 6
-    assert replayed(config, STEP, saved) == (by_step[STEP][0], [7, 8, 9])
+    assert replayed(config, STEP) == (by_step[STEP][0], [7, 8, 9])
     assert saved_plan(checkpoints, "joint", 3) is None
+
+
+def test_a_second_look_begins_at_a_bookmark_at_most_a_flush_before(config: PreviewConfig) -> None:
+    config.data.flush_steps = 4
+    run = stepped(config)
+    by_step = {step: next(run)[0] for step in range(1, STEP + 1)}
+    assert replayed(config, STEP) == (by_step[STEP], list(range(1, STEP + 1)))
+    assert replayed(config, STEP) == (by_step[STEP], [STEP])  # 8 is one
+    assert replayed(config, 8) == (by_step[8], [5, 6, 7, 8])
+    config.run.seed += 1  # another plan: its bookmarks are its own
+    assert replayed(config, 6) == (next(islice(stepped(config), 5, None))[0], [1, 2, 3, 4, 5, 6])
+    assert replayed(config, 6)[1] == [5, 6]
 
 
 def test_what_is_printed_is_the_plan(config: PreviewConfig, capsys: pytest.CaptureFixture[str]) -> None:
