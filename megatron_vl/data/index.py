@@ -57,6 +57,7 @@ class SourceIndex:
     """What is known of one indexed folder, and where each of its samples lies.
 
     name: the source's name in the configuration.
+    fingerprints: of the text rule, by what they are of.
     num_shards: K. num_samples: N. num_images, num_text_tokens, size_bytes: of all shards.
     first_samples: int64 [K], the first sample of each shard; mapped.
     digest: sha256 hex of all that was indexed, fingerprints included; independent of where the folder is.
@@ -69,7 +70,7 @@ class SourceIndex:
         self._table = read_table(folder, self._header.table_sha256, _reindex(folder))
         self.num_shards, self.num_samples = len(self._table), self._header.num_samples
         self.num_images, self.num_text_tokens = self._header.num_images, self._header.num_text_tokens
-        self.size_bytes = self._header.size_bytes
+        self.size_bytes, self.fingerprints = self._header.size_bytes, self._header.fingerprints
         self.first_samples: NDArray[np.int64] = self._table["first_sample"]
         self.columns = lru_cache(maxsize=MAX_CACHED_SHARDS)(self._read_columns)
 
@@ -96,7 +97,7 @@ class SourceIndex:
             index = cls(folder, name, access)
         except MissingError as error:
             raise _missing(folder, name, build_command) from error
-        _check_fingerprints(index._header.fingerprints, text_rule.fingerprints, folder)
+        _check_fingerprints(index.fingerprints, text_rule.fingerprints, folder)
         if check_shards:
             _check_shards(folder, index)
         if max_image_pixels is not None and index._header.max_image_pixels > max_image_pixels:
