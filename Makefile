@@ -49,7 +49,7 @@ quickstart: data  ## environment, data, then the tiny model through all three st
 	@echo "try next:  $(BIN)/python -m launch.pretrain run.num_processes=2 run.dir=runs/dp2"
 
 test: $(ENVIRONMENT)  ## the tests, within 12 minutes on 2 cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist worksteal \
 		-m "not slow and not soak and not slurm and not gpu" $(PYTEST_ARGS)
 
 test-long: $(ENVIRONMENT)  ## the slow tests and the soak tests
