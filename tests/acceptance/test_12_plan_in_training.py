@@ -28,6 +28,7 @@ def test_dealing_rows_to_ranks_changes_no_loss(data_root: Path, tmp_path: Path) 
         assert 0 < dealt["bytes_used"] <= dealt["bytes_fetched"]
 
 
+@pytest.mark.slow
 def test_a_changed_mixture_is_refused_or_goes_on_as_configured(data_root: Path, tmp_path: Path) -> None:
     status, output = run(data_root, tmp_path, "train.steps=4", "train.stop_at=2")
     assert status == 0, output

@@ -28,9 +28,19 @@ def encoder_calls(case: Case) -> list[int]:
     return calls
 
 
+QUICK = ("tp2_sp", "pp2", "tp2_sp_pp2_dp2")  # the others are slow tests
+
+
 @pytest.mark.parametrize(
     ("setting", "freezing"),
-    [*((setting, "everything") for setting in SETTINGS), ("pp2", "adaptor"), ("tp2_sp_pp2_dp2", "adaptor")],
+    [
+        *(
+            pytest.param(setting, "everything", marks=() if setting in QUICK else pytest.mark.slow)
+            for setting in SETTINGS
+        ),
+        ("pp2", "adaptor"),
+        ("tp2_sp_pp2_dp2", "adaptor"),
+    ],
 )
 def test_no_encoder_runs(setting: str, freezing: str) -> None:
     world_size, parallel = SETTINGS[setting]
