@@ -22,12 +22,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import psutil
 
+from benchmarks.packing import settings
 from benchmarks.report import Goal, print_goals, run_benchmark, table
-from megatron_vl.data.balance import RowCost
 from megatron_vl.data.image_tokens import ImageTokens
 from megatron_vl.data.index import SourceIndex, write_index
 from megatron_vl.data.plan import Planner
-from megatron_vl.data.plan_settings import PlanSettings
 from megatron_vl.data.shard_index import arrays_name
 from megatron_vl.data.shard_table import BYTES_PER_SHARD, TABLE_NAME, ShardEntry
 from megatron_vl.data.source_table import source_table
@@ -46,28 +45,7 @@ PROJECTED = {
 }
 SAMPLES_OF_FULL_SHARD = 10_000
 
-SETTINGS = PlanSettings(
-    stage="joint",
-    seed=1234,
-    num_steps=1000,
-    text_ratio=0.0,
-    text_warmup_fraction=0.0,
-    grouping="step",
-    sources={"samples": 1.0},
-    max_epochs={},
-    global_batch_size=2304,
-    micro_batch_size=1,
-    sequence_length=4096,
-    packing=True,
-    lanes=256,
-    shuffle_window=4,
-    packing_window=64,
-    max_carry_steps=8,
-    flush_steps=256,
-    max_images_per_pack=16,
-    balance_lanes=64,
-    cost=RowCost(per_token=10, per_image=700, per_pair=3000),
-)
+SETTINGS = settings(sources={"samples": 1.0}, text_ratio=0.0)
 
 
 class Use(NamedTuple):
@@ -120,7 +98,7 @@ def write_synthetic(folder: Path, num_shards: int) -> None:
                 max_image_pixels=10**6,
             )
         )
-    write_index(folder, SimpleNamespace(fingerprints={}), entries)  # type: ignore[arg-type]
+    write_index(folder, SimpleNamespace(fingerprints={}), entries)  # type: ignore[arg-type]  # of a text rule, only these are written
 
 
 def use_of(folder: Path) -> Use:

@@ -55,7 +55,7 @@ def settings(**changes: object) -> PlanSettings:
         "balance_lanes": data.balance_lanes,
         "cost": COST,
     }
-    return PlanSettings(**(values | changes))  # type: ignore[arg-type]
+    return PlanSettings(**(values | changes))  # type: ignore[arg-type]  # values of many types
 
 
 def fill(packs: Sequence[Pack]) -> float:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 ON_BAD_SAMPLE = ("mask", "refuse")
 ON_CHANGE = ("refuse", "restart_sources")
+MAX_PREFETCH_STEPS = 32  # of a rank; what a node plans is kept for twice as many
 
 
 @dataclass(kw_only=True)

@@ -75,12 +75,6 @@ class Dealt:
     num_left_out: int
 
 
-def piece_range(num_tokens: int, piece: int, sequence_length: int) -> tuple[int, int]:
-    """Positions [start, stop) of a document's piece: all pieces are a row long but the last."""
-    start = piece * sequence_length
-    return start, min(start + sequence_length, num_tokens)
-
-
 class SourceDeal:
     """The units of `table` that fit a row, in each lane's order.
 

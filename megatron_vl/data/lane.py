@@ -15,6 +15,7 @@ from megatron_vl.data.types import Pack, Unit
 class LaneRule:
     """How lanes fill their rows of one modality. `weights` are of that modality's sources, as integers."""
 
+    stage: str
     modality: str
     deals: Mapping[str, SourceDeal]
     weights: Mapping[str, int]
@@ -66,8 +67,8 @@ class Draws:
                 return dealt.unit
             del self._weights[source]  # it has been seen often enough; the others take its share
         raise UserError(
-            f"lane {self._lane} has used up its {self._rule.modality} sources: stage.STAGE.max_epochs allows "
-            f"{dict(self._rule.max_epochs)}. Train fewer steps, raise a limit, or add sources"
+            f"lane {self._lane} has used up its {self._rule.modality} sources: stage.{self._rule.stage}.max_epochs "
+            f"allows {dict(self._rule.max_epochs)}. Train fewer steps, raise a limit, or add sources"
         )
 
     def undo(self) -> None:

@@ -168,7 +168,7 @@ class Loader:
         self._sample_threads = ThreadPoolExecutor(max(rule.num_threads, 1), thread_name_prefix="samples")
         self._step_thread = ThreadPoolExecutor(1, thread_name_prefix="steps")
         self._pending: deque[Future[_Prepared]] = deque()
-        for _ in range(max(rule.prefetch_steps, 1)):
+        for _ in range(rule.prefetch_steps):
             self._pending.append(self._step_thread.submit(self._prepare))
 
     def __iter__(self) -> Iterator[LoadedStep]:

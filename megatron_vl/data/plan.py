@@ -52,26 +52,32 @@ class Planner:
     def fingerprint(self) -> Fingerprint:
         return self._fingerprint
 
+    @property
+    def step(self) -> int:
+        """The last step that was planned; 0 before the first."""
+        return self._step
+
     def next(self) -> StepPlan:
         """The next step's plan for this rank."""
         return self.next_of_group()[self._rank]
 
     def next_of_group(self) -> dict[int, StepPlan]:
-        """The next step's plan for every rank of the group."""
-        self._step += 1
-        share, num_rows = self._schedule.at(self._step), self._settings.num_rows
-        num_text, self._deficit = next_text_rows(self._deficit, share, num_rows, self._settings.text_quantum)
+        """The next step's plan for every rank of the group. Where it raises, the plan stands where it was."""
+        step, lanes = self._step + 1, list(self._lanes)
+        share, num_rows = self._schedule.at(step), self._settings.num_rows
+        num_text, deficit = next_text_rows(self._deficit, share, num_rows, self._settings.text_quantum)
         phases = [(MULTIMODAL, num_rows - num_text), (TEXT, num_text)]
         shares: list[list[Pack]] = [[] for _ in self.group.ranks]
         for modality, count in phases:
             if count:
-                for rank, packs in enumerate(self._deal(self._plan_lanes(modality, count))):
+                for rank, packs in enumerate(self._deal(self._plan_lanes(lanes, modality, count))):
                     shares[rank] += packs
         modality = MIXED if 0 < num_text < num_rows else TEXT if num_text else MULTIMODAL
-        digest = plan_digest(self._step, modality, shares)
+        digest = plan_digest(step, modality, shares)
+        self._step, self._deficit, self._lanes = step, deficit, lanes
         return {
             rank: StepPlan(
-                step=self._step,
+                step=step,
                 modality=modality,
                 text_ratio=share / MILLION,
                 text_share=num_text / num_rows,
@@ -109,14 +115,14 @@ class Planner:
         self._step, self._deficit, self._cost = state.step, state.deficit, state.cost
         self._lanes = [saved[lane] for lane in self.group.lanes]
 
-    def _plan_lanes(self, modality: str, num_rows: int) -> list[Pack]:
-        """`num_rows` rows of each lane, lane by lane."""
+    def _plan_lanes(self, lanes: list[LaneState], modality: str, num_rows: int) -> list[Pack]:
+        """`num_rows` rows of each lane, lane by lane; `lanes` become what they are after these."""
         settings = self._settings
         packs: list[Pack] = []
-        for i, lane in enumerate(self._lanes):
+        for i, lane in enumerate(lanes):
             # Lanes are flushed one after the other, lest the whole batch be emptier at once.
             offset = lane.lane * settings.flush_steps // settings.lanes
-            rows, self._lanes[i] = self._rules[modality].plan(lane, num_rows, offset)
+            rows, lanes[i] = self._rules[modality].plan(lane, num_rows, offset)
             packs += rows
         return packs
 
@@ -129,6 +135,7 @@ class Planner:
         settings = self._settings
         weights = {name: settings.sources[name] for name in deals if deals[name].table.modality == modality}
         return LaneRule(
+            stage=settings.stage,
             modality=modality,
             deals=deals,
             weights=sample_weights(weights),

@@ -18,6 +18,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_vl.config.data import MAX_PREFETCH_STEPS
 from megatron_vl.config.errors import UserError
 from megatron_vl.data.plan import Planner
 from megatron_vl.data.plan_client import PLAN, STATE, ServerSettings
@@ -26,7 +27,7 @@ from megatron_vl.data.plan_state import PlanState
 from megatron_vl.data.source_table import open_table
 from megatron_vl.data.types import StepPlan
 
-MAX_KEPT_STEPS = 64  # ranks of a node are never further apart, since they prefetch a few steps
+MAX_KEPT_STEPS = 2 * MAX_PREFETCH_STEPS  # a step is asked for again when it is saved, by ranks that are ahead
 
 
 class PlanBook:
@@ -58,12 +59,13 @@ class _Group:
     steps: OrderedDict[int, dict[int, tuple[StepPlan, PlanState]]]
 
     def look_up(self, rank: int, step: int) -> tuple[StepPlan, PlanState]:
+        if step not in self.steps and step <= self.planner.step:
+            raise ValueError(f"step {step} was planned long ago; the plan is at {self.planner.step}")
         while step not in self.steps:
             plans = self.planner.next_of_group()
-            made = plans[rank].step
-            if made > step:
-                raise ValueError(f"step {step} was planned long ago; the plan is at {made}")
-            self.steps[made] = {one: (plan, self.planner.state(one)) for one, plan in plans.items()}
+            self.steps[self.planner.step] = {
+                rank: (plan, self.planner.state(rank)) for rank, plan in plans.items()
+            }
             if len(self.steps) > MAX_KEPT_STEPS:
                 self.steps.popitem(last=False)
         return self.steps[step][rank]

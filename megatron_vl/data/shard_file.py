@@ -9,7 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from webdataset.writer import TarWriter
+
 from megatron_vl.data.sample import SampleError, order_images, parse_sample
+from megatron_vl.data.tar import END_MARKER_BYTES
 
 KEY_PATTERN = re.compile(
     r"(?=.{1,80}$)[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*"
@@ -42,24 +45,14 @@ class OpenShard:
 
     def __init__(self, path: Path, *, num_bytes: int = 0, num_samples: int = 0) -> None:
         self.path, self.aside = path, aside_path(path)
-        self.num_samples = num_samples
+        self.num_samples, self.num_bytes = num_samples, num_bytes  # without the end marker
         self._file = self.aside.open("r+b" if num_bytes else "wb")
         self._file.truncate(num_bytes)
         self._file.seek(num_bytes)
-        self._tar = tarfile.open(fileobj=self._file, mode="w")  # noqa: SIM115 (finish or discard closes it)
-
-    @property
-    def num_bytes(self) -> int:
-        """Without the end marker."""
-        return self._tar.offset
 
     def add(self, key: str, files: Mapping[str, bytes]) -> None:
         """One sample's files by extension."""
-        for extension in sorted(files):
-            info = tarfile.TarInfo(f"{key}.{extension}")
-            info.size, info.mode = len(files[extension]), 0o444
-            self._tar.addfile(info, io.BytesIO(files[extension]))
-        self._tar.members = []  # type: ignore[attr-defined]  # tarfile keeps all it wrote
+        self.num_bytes += self._file.write(_tar_bytes(key, files))
         self.num_samples += 1
 
     def flush(self) -> None:
@@ -69,7 +62,8 @@ class OpenShard:
 
     def finish(self) -> None:
         """Put the shard in its place."""
-        self._tar.close()
+        marked = self.num_bytes + END_MARKER_BYTES
+        self._file.write(bytes(marked + -marked % tarfile.RECORDSIZE - self.num_bytes))
         self.flush()
         self._file.close()
         self.aside.replace(self.path)
@@ -82,6 +76,17 @@ class OpenShard:
         """Remove it."""
         self.close()
         self.aside.unlink()
+
+
+def _tar_bytes(key: str, files: Mapping[str, bytes]) -> memoryview:
+    """A sample as webdataset writes it, in a tar of its own without the end: such parts make up a shard, and it can be
+    continued after any of them."""
+    buffer = io.BytesIO()
+    writer = TarWriter(buffer, user="", group="", mtime=0, encoder=False, compress=False)
+    writer.write({"__key__": key, **files})
+    num_bytes = writer.tarstream.offset
+    writer.close()
+    return buffer.getbuffer()[:num_bytes]
 
 
 def aside_path(shard: Path) -> Path:

@@ -11,7 +11,7 @@ from megatron_vl.data.balance import RowCost
 from megatron_vl.data.plan import Planner
 from megatron_vl.data.plan_change import check_resumable, restart_sources
 from megatron_vl.data.plan_client import PlanClient, ServerSettings, plan_server
-from megatron_vl.data.plan_settings import PlanSettings, choose_lanes, fingerprint
+from megatron_vl.data.plan_settings import PlanSettings, choose_lanes, fingerprint, weighed_sources
 from megatron_vl.data.plan_state import PlanState
 from megatron_vl.planning.cost import MeanRow, slowest_stage
 from megatron_vl.train.settings import StageSettings
@@ -76,7 +76,7 @@ def open_plan(
             address=address[0],
             dp_size=stage.topology.data_size,
             plan=settings,
-            sources=sources.planned([name for name, weight in settings.sources.items() if weight > 0]),
+            sources=sources.planned(weighed_sources(sources.tables(), settings)),
             state=saved,
         )
         exits.enter_context(plan_server(server))

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from megatron_vl.config.data import ON_BAD_SAMPLE, ON_CHANGE
+from megatron_vl.config.data import MAX_PREFETCH_STEPS, ON_BAD_SAMPLE, ON_CHANGE
 from megatron_vl.config.errors import UserError
 from megatron_vl.config.model_check import check_model
 from megatron_vl.config.parallel import ParallelConfig
@@ -114,6 +114,12 @@ def _check_choices(config: PretrainConfig) -> None:
     ):
         if value is not None and value < 1:
             raise UserError(f"{field}={value}: must be at least 1")
+    if not 1 <= config.data.prefetch_steps <= MAX_PREFETCH_STEPS:
+        raise UserError(
+            f"data.prefetch_steps={config.data.prefetch_steps}: must be 1 to {MAX_PREFETCH_STEPS}"
+        )
+    if config.data.workers < 0:
+        raise UserError(f"data.workers={config.data.workers}: must be at least 0")
     for field, ratio in (
         ("data.text_ratio", config.data.text_ratio),
         ("data.warmup_fraction", config.data.warmup_fraction),

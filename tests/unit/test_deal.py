@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_vl.config.errors import UserError
-from megatron_vl.data.deal import DealSettings, SourceDeal, SourceTable, cut_shards, piece_range
+from megatron_vl.data.deal import DealSettings, SourceDeal, SourceTable, cut_shards
 from megatron_vl.data.plan_state import Cursor
 from megatron_vl.data.types import MULTIMODAL, TEXT, Unit
 
@@ -151,13 +151,6 @@ def test_memory_does_not_depend_on_the_number_of_shards() -> None:
             assert dealt is not None
             cursor = dealt.cursor
         assert len(reads) == 3
-
-
-@given(num_tokens=st.integers(1, 1000), row=st.integers(1, 120))
-def test_piece_ranges_are_consecutive(num_tokens: int, row: int) -> None:
-    ranges = [piece_range(num_tokens, piece, row) for piece in range(-(-num_tokens // row))]
-    covered = [position for start, stop in ranges for position in range(start, stop)]
-    assert covered == list(range(num_tokens))
 
 
 def test_keys_epochs_and_lanes_shuffle_differently() -> None:

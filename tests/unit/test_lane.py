@@ -18,7 +18,9 @@ DEALS = {name: SourceDeal(table, SETTINGS.deal_settings(name)) for name, table i
 @given(num_draws=st.integers(0, 60), modality=st.sampled_from([TEXT, MULTIMODAL]))
 def test_a_draw_taken_back_leaves_no_trace(num_draws: int, modality: str) -> None:
     weights = {name: 1 + number for number, name in enumerate(TABLES) if TABLES[name].modality == modality}
-    rule = LaneRule(modality=modality, deals=DEALS, weights=weights, max_epochs={}, packing=None)
+    rule = LaneRule(
+        stage="joint", modality=modality, deals=DEALS, weights=weights, max_epochs={}, packing=None
+    )
     first = Planner(TABLES, SETTINGS).state().lanes[1]
     plain, undone = Draws(rule, first), Draws(rule, first)
     for _ in range(num_draws):

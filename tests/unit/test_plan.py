@@ -214,8 +214,13 @@ def test_a_plan_without_sources_left_ends_with_an_error() -> None:
     limits = {"docs": 1, "code": 1}
     settings = plan_settings(sources={"docs": 1.0, "code": 1.0}, max_epochs=limits, text_ratio=1.0)
     [planner] = planners(settings, 1)
-    with pytest.raises(UserError, match=r"used up its text sources: .*'docs': 1.*Train fewer steps"):
+    used_up = r"used up its text sources: stage\.joint\.max_epochs allows .*'docs': 1.*Train fewer steps"
+    with pytest.raises(UserError, match=used_up):
         list(iter(planner.next, None))
+    stands = planner.state()
+    with pytest.raises(UserError, match=used_up):  # as every rank of the group will see it
+        planner.next()
+    assert planner.state() == stands
 
 
 def test_phases_give_every_step_the_scheduled_share_of_text_rows() -> None:
@@ -232,6 +237,7 @@ def test_phases_give_every_step_the_scheduled_share_of_text_rows() -> None:
 
 def test_dealing_moves_rows_between_ranks_and_changes_none() -> None:
     one, four = planners(plan_settings(), 4), planners(plan_settings(balance_lanes=4), 4)
+    num_moved = 0
     for _ in range(10):
         plain, dealt = [rank.next() for rank in one], [rank.next() for rank in four]
         assert len({plan.digest for plan in dealt}) == 1
@@ -243,6 +249,8 @@ def test_dealing_moves_rows_between_ranks_and_changes_none() -> None:
         assert Counter(p for plan in plain for p in plan.packs) == Counter(
             p for plan in dealt for p in plan.packs
         )
+        num_moved += sum(set(a.packs) != set(b.packs) for a, b in zip(plain, dealt, strict=True))
+    assert num_moved
 
 
 @pytest.mark.parametrize(

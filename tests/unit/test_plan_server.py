@@ -80,6 +80,7 @@ def test_ranks_get_the_plan_that_they_would_make(source: PlannedSource) -> None:
         early = PlanClient(resumed_at.address, 3, first_step=5)
         with pytest.raises(UserError, match="step 5 was planned long ago"):
             early.next()
+        assert resumed[1].next().step == 6  # which that question did not disturb
         early.close()
 
 
