@@ -11,6 +11,18 @@ TRACKING_MODES = ("disabled", "offline", "online")
 
 
 @dataclass(kw_only=True)
+class ExpectedRowConfig:
+    """What a row holds on average, for planning of time: nothing that trains reads it.
+
+    `images` is of multimodal rows. null: as many tokens as fit (`tokens`), of one sample (`segment_tokens`).
+    """
+
+    images: float = 1.0
+    tokens: float | None = None
+    segment_tokens: float | None = None  # of each of the samples that share a row
+
+
+@dataclass(kw_only=True)
 class StageConfig:
     """One training stage (paper, Table 4).
 
@@ -29,6 +41,7 @@ class StageConfig:
     text_warmup_fraction: float = 0.0  # over which that share falls from 1
     grouping: str = "step"  # a step is of one modality; phase: each step is mixed, first images, then text
     max_epochs: dict[str, int] = field(default_factory=dict)  # by source; without an entry it repeats
+    expected: ExpectedRowConfig = field(default_factory=ExpectedRowConfig)
 
     learning_rate: float = 0.0
     vision_learning_rate_scale: float = 1.0

@@ -44,7 +44,7 @@ FREE = (
 OF_THE_PLAN = re.compile(
     r"data\..*|run\.seed|stage\.\w+\.(sources\..*|max_epochs\..*|text_ratio|text_warmup_fraction|grouping)"
 )
-STAGE_PARALLEL = re.compile(r"stage\.\w+\.parallel\.\w+")
+FREE_OF_STAGE = re.compile(r"stage\.\w+\.(parallel|expected)\.\w+")
 
 
 def fingerprint(config: PretrainConfig) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def fingerprint(config: PretrainConfig) -> dict[str, Any]:
     return {
         name: value
         for name, value in _flatten(asdict(config))
-        if not name.startswith(FREE) and not STAGE_PARALLEL.fullmatch(name)
+        if not name.startswith(FREE) and not FREE_OF_STAGE.fullmatch(name)
     }
 
 
