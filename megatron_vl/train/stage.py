@@ -76,7 +76,7 @@ def open_stage(
     """
     groups = build_groups(settings.topology, config.run.seed, device.torch_device)
     exits.callback(destroy_groups)
-    model = _build_model(config, settings, groups, device, sources.content.text.image_id, start)
+    model = build_model(config, settings, groups, device, sources.content.text.image_id, start)
     saved = None if start.resume is None else PlanState.from_json(start.resume.plan)
     plan = open_plan(config, settings, sources, saved, (device.local_rank, groups.data_rank), exits)
     role = Role.of_stage(is_first=groups.is_first_stage, is_last=groups.is_last_stage)
@@ -93,7 +93,7 @@ def open_stage(
     )
 
 
-def _build_model(
+def build_model(
     config: PretrainConfig,
     settings: StageSettings,
     groups: Groups,
