@@ -23,7 +23,7 @@ from megatron_vl.data.types import MULTIMODAL, TEXT, Pack, StepPlan
 ROW, ROWS, LANES, RANKS = 4096, 2304, 256, 256
 NUM_SAMPLES, NUM_STEPS = 1_000_000, 80
 # Of a pair in a 7B decoder and of an image in frozen towers, relative to a token: an illustration for this mix. In
-# training these come from the model (planning/cost.py).
+# training these come from the model (planning/dealing.py).
 COST = RowCost(per_token=24_576, per_image=600 * 24_576, per_pair=2_000_000)
 PLAN_MS = 200.0
 MODALITIES = (MULTIMODAL, TEXT)

@@ -1,108 +1,112 @@
-"""What rows cost the slowest pipeline stage, in FLOPs of one rank: enough to deal rows evenly.
+"""What each unit of the model costs one rank: FLOPs and moved bytes of the forward, input-gradient and
+weight-gradient pass, as functions of a load.
 
-A matrix product of m x k and k x n counts 2mkn. Forward and backward are three forwards where weights train, two
-where gradients only pass through, one where nothing below trains (frozen vision towers).
+Vision is whole on every tensor-parallel rank; decoder, head and embedding are divided among them.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from megatron_vl.config.model import LanguageConfig, ModelConfig, SamConfig, SiglipConfig
-from megatron_vl.planning.layout import parse_layout
-from megatron_vl.planning.topology import Topology
+from megatron_vl.config.model import ModelConfig
+from megatron_vl.planning import vision_cost
+from megatron_vl.planning.work import UnitWork, Work, attention, linear, moved, norm, residual
+from megatron_vl.planning.workload import Load
 
-TRAINED, PASSED, FROZEN = 3, 2, 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class RowFlops:
-    """FLOPs of one rank, forward and backward, per token, image, and pair of tokens that see each other."""
-
-    per_token: int
-    per_image: int
-    per_pair: int
-
-    def of(self, num_tokens: float, num_images: float, num_pairs: float) -> float:
-        return num_tokens * self.per_token + num_images * self.per_image + num_pairs * self.per_pair
+FP32_BYTES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeanRow:
-    """What a row holds on average, for telling which stage is the slowest."""
+class CostModel:
+    """The costs of one rank's units.
 
-    num_tokens: float
-    num_images: float
-    num_pairs: float
-
-
-def slowest_stage(
-    model: ModelConfig, layout: str, topology: Topology, trained: Collection[str], row: MeanRow
-) -> RowFlops:
-    """The costs of the pipeline rank with most to do for `row`; the first of equals.
-
-    `layout` as `resolve_layout` gives it; `trained` are parts of config.train.PARTS.
+    `folded_positions`: SAM's relative positions are part of queries and keys, as on CUDA, rather than a bias.
     """
-    chunks = parse_layout(layout)
-    stages = [
-        _stage_flops(model, "".join(chunks[rank :: topology.pipeline_size]), topology.tensor_size, trained)
-        for rank in range(topology.pipeline_size)
-    ]
-    return max(stages, key=lambda stage: stage.of(row.num_tokens, row.num_images, row.num_pairs))
+
+    model: ModelConfig
+    tensor_size: int = 1
+    sequence_parallel: bool = False
+    element_bytes: int = 2
+    folded_positions: bool = True
+
+    def unit(self, name: str, load: Load) -> UnitWork:
+        """One unit of the name `name` (of UNITS). Raises KeyError for another name."""
+        if name in vision_cost.UNITS:
+            tower = vision_cost.VisionCost(
+                self.model.vision, self.model.language.hidden_size, self.element_bytes, self.folded_positions
+            )
+            return vision_cost.UNITS[name](tower, load.num_images)
+        return LANGUAGE_UNITS[name](self, load)
+
+    @property
+    def sequence_share(self) -> int:
+        """Among how many ranks norms and residuals are divided."""
+        return self.tensor_size if self.sequence_parallel else 1
 
 
-def _stage_flops(model: ModelConfig, layers: str, tensor_size: int, trained: Collection[str]) -> RowFlops:
-    """`layers`: the E, t and L of one pipeline rank. Vision is whole on every tensor-parallel rank."""
-    language = model.language
-    decoder = TRAINED if "decoder" in trained else PASSED
-    per_token = layers.count("t") * decoder * decoder_token_flops(language)
-    per_token += layers.count("L") * (TRAINED if "head" in trained else PASSED) * head_token_flops(language)
-    return RowFlops(
-        per_token=per_token // tensor_size,
-        per_image=_vision_flops(model, trained) if "E" in layers else 0,
-        per_pair=layers.count("t") * decoder * decoder_pair_flops(language) // tensor_size,
+def core_attention(costs: CostModel, load: Load) -> UnitWork:
+    """The part of a decoder layer that selective recompute runs again."""
+    width = costs.model.language.hidden_size / costs.tensor_size
+    return attention(load.num_pairs, width, width)
+
+
+def decoder_layer(costs: CostModel, load: Load) -> UnitWork:
+    language, tokens, size = costs.model.language, load.num_tokens, costs.element_bytes
+    hidden, ffn, share = language.hidden_size, language.ffn_hidden_size, costs.tensor_size
+    stream_bytes = tokens * hidden * size / costs.sequence_share
+    rotary_bytes = 2 * (2 * tokens * hidden * size) / share  # queries and keys, read and written
+    gate_bytes = tokens * ffn * size / share
+    return (
+        linear(tokens, hidden, 3 * hidden / share, size)
+        + linear(tokens, hidden / share, hidden, size)
+        + linear(tokens, hidden, 2 * ffn / share, size)
+        + linear(tokens, ffn / share, hidden, size)
+        + core_attention(costs, load)
+        + norm(stream_bytes) * 2
+        + residual(stream_bytes) * 2
+        + moved(rotary_bytes, rotary_bytes)
+        + moved(3 * gate_bytes, 5 * gate_bytes)  # silu(gate) * up
     )
 
 
-def decoder_token_flops(language: LanguageConfig) -> int:
-    """One layer's forward per token: four projections of attention, three of SwiGLU."""
-    hidden = language.hidden_size
-    return 2 * (4 * hidden * hidden + 3 * hidden * language.ffn_hidden_size)
+def embedding(costs: CostModel, load: Load) -> UnitWork:
+    """The look-up, the images' features put into the row, and the row turned round; no matrix product."""
+    language = costs.model.language
+    row_bytes = load.num_tokens * language.hidden_size * costs.element_bytes
+    table_bytes = language.vocab_size * language.hidden_size / costs.tensor_size
+    spliced = 3 if load.num_images else 0
+    return UnitWork(
+        forward=Work(moved_bytes=(4 + spliced) * row_bytes),
+        weight_gradient=Work(
+            moved_bytes=2 * row_bytes + table_bytes * (2 * costs.element_bytes + 2 * FP32_BYTES)
+        ),
+    ) + moved(0, 2 * row_bytes)
 
 
-def decoder_pair_flops(language: LanguageConfig) -> int:
-    """One layer's forward per pair: the score and its share of the sum of values."""
-    return 4 * language.hidden_size
+def final_norm(costs: CostModel, load: Load) -> UnitWork:
+    hidden = costs.model.language.hidden_size
+    return norm(load.num_tokens * hidden * costs.element_bytes / costs.sequence_share)
 
 
-def head_token_flops(language: LanguageConfig) -> int:
-    return 2 * language.hidden_size * language.vocab_size
+def head(costs: CostModel, load: Load) -> UnitWork:
+    language = costs.model.language
+    outputs = language.vocab_size / costs.tensor_size
+    return linear(load.num_tokens, language.hidden_size, outputs, costs.element_bytes)
 
 
-def siglip_flops(tower: SiglipConfig) -> int:
-    """Forward per image; every patch sees every other."""
-    num_patches = (tower.image_size // tower.patch_size) ** 2
-    layer = _block_flops(num_patches, tower.width, tower.ffn_hidden_size, num_patches)
-    return tower.num_layers * layer
+def loss(costs: CostModel, load: Load) -> UnitWork:
+    """Cross-entropy in fp32 over a rank's share of the vocabulary: the logits cast, their largest found, then
+    shifted, exponentiated, summed and divided in place; backward scaled and cast back."""
+    logits = load.num_tokens * costs.model.language.vocab_size / costs.tensor_size
+    cast = costs.element_bytes + FP32_BYTES
+    return moved(logits * (cast + (1 + 2 + 2 + 1 + 2) * FP32_BYTES), logits * (2 * FP32_BYTES + cast))
 
 
-def sam_flops(tower: SamConfig) -> int:
-    """Forward per image: windowed and global blocks, and the neck's two convolutions."""
-    num_patches = (tower.image_size // tower.patch_size) ** 2
-    num_global = len(tower.global_layers)
-    windowed = _block_flops(num_patches, tower.width, tower.ffn_hidden_size, tower.window_size**2)
-    whole = _block_flops(num_patches, tower.width, tower.ffn_hidden_size, num_patches)
-    neck = 2 * num_patches * (tower.width * tower.neck_width + 9 * tower.neck_width**2)
-    return (tower.num_layers - num_global) * windowed + num_global * whole + neck
-
-
-def _block_flops(num_patches: int, width: int, ffn: int, num_seen: int) -> int:
-    return num_patches * (2 * (4 * width * width + 2 * width * ffn) + 4 * width * num_seen)
-
-
-def _vision_flops(model: ModelConfig, trained: Collection[str]) -> int:
-    vision = model.vision
-    siglip = 0 if vision.siglip is None else siglip_flops(vision.siglip)
-    sam = 0 if vision.sam is None else sam_flops(vision.sam)
-    return siglip * (TRAINED if "siglip" in trained else FROZEN) + sam * (
-        TRAINED if "sam" in trained else FROZEN
-    )
+LANGUAGE_UNITS: dict[str, Callable[[CostModel, Load], UnitWork]] = {
+    "embedding": embedding,
+    "decoder_layer": decoder_layer,
+    "core_attention": core_attention,
+    "final_norm": final_norm,
+    "head": head,
+    "loss": loss,
+}
+UNITS = (*vision_cost.UNITS, *LANGUAGE_UNITS)

@@ -13,7 +13,8 @@ from megatron_vl.data.plan_change import check_resumable, restart_sources
 from megatron_vl.data.plan_client import PlanClient, ServerSettings, plan_server
 from megatron_vl.data.plan_settings import PlanSettings, choose_lanes, fingerprint, weighed_sources
 from megatron_vl.data.plan_state import PlanState
-from megatron_vl.planning.cost import MeanRow, slowest_stage
+from megatron_vl.planning.dealing import slowest_stage
+from megatron_vl.planning.workload import Load
 from megatron_vl.train.settings import StageSettings
 from megatron_vl.train.sources import Sources
 
@@ -106,7 +107,7 @@ def _row_cost(config: PretrainConfig, stage: StageSettings, sources: Sources) ->
     num_images = sum(index.num_images for index in indexes)
     per_image = sources.content.image_tokens.tokens_per_image
     num_tokens = sum(index.num_text_tokens for index in indexes) + num_images * per_image
-    row = MeanRow(
+    row = Load(
         num_tokens=length,
         num_images=length * num_images / max(num_tokens, 1),
         num_pairs=length * min(num_tokens / max(num_samples, 1), length) / 2,

@@ -1,0 +1,79 @@
+"""What a step takes beside its microbatches: gathering parameters, reducing gradients, updating weights.
+
+The distributed optimizer: every data-parallel rank reduces its share of the gradients (fp32), updates it, and gathers
+the others' new parameters. Each chunk reduces its gradients at once when its last backward pass is done, beside the
+backward passes that remain, and gathers its parameters at its first forward pass, beside those before it.
+"""
+
+from dataclasses import dataclass
+
+from megatron_vl.config.cluster import ClusterConfig
+from megatron_vl.config.model import ModelConfig
+from megatron_vl.planning.communication import Volume, data_link, ring_seconds
+from megatron_vl.planning.parameters import unit_parameters
+from megatron_vl.planning.passes import PART, chunk_units
+from megatron_vl.planning.topology import Topology
+
+GRADIENT_BYTES = 4
+# AdamW on one parameter's shard, in fp32: gradient read for the norm, scaled (read, written) and read again; two
+# moments and the main parameter read and written; and the parameter written.
+UPDATE_BYTES = 4 * 4 + 3 * 2 * 4
+ZEROED_BYTES = 4  # the gradient buffer, before the step
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTimes:
+    """One pipeline rank. `chunks` are its own, in order, as E, t and L."""
+
+    model: ModelConfig
+    trained: frozenset[str]
+    topology: Topology
+    cluster: ClusterConfig
+    element_bytes: int = 2
+
+    def reduce_seconds(self, chunk: str) -> float:
+        """Reduce-scatter of a chunk's gradients over the data-parallel group."""
+        return self._ring(self.trained_parameters(chunk) * GRADIENT_BYTES)
+
+    def gather_seconds(self, chunk: str) -> float:
+        """All-gather of a chunk's trained parameters over the data-parallel group."""
+        return self._ring(self.trained_parameters(chunk) * self.element_bytes)
+
+    def exposed_reduce_seconds(self, chunks: list[str], last_backward_seconds: list[float]) -> float:
+        """What is left of the reductions when a rank's last backward pass is done.
+
+        `last_backward_seconds`: of each chunk's backward pass over the last microbatch, the last chunk's first.
+        """
+        computed = reduced = 0.0
+        for chunk, seconds in zip(reversed(chunks), reversed(last_backward_seconds), strict=True):
+            computed += seconds
+            reduced = max(reduced, computed) + self.reduce_seconds(chunk)
+        return reduced - computed
+
+    def exposed_gather_seconds(self, chunks: list[str], first_forward_seconds: list[float]) -> float:
+        """How much later the first forward passes over a rank's chunks end for the gathers they wait for."""
+        gathered = computed = 0.0
+        for chunk, seconds in zip(chunks, first_forward_seconds, strict=True):
+            gathered += self.gather_seconds(chunk)
+            computed = max(computed, gathered) + seconds
+        return computed - sum(first_forward_seconds)
+
+    def optimizer_seconds(self, chunks: list[str]) -> float:
+        """Norm, clipping and update of this rank's shard, and clearing the buffer of gradients."""
+        trained = sum(self.trained_parameters(chunk) for chunk in chunks)
+        num_bytes = trained * (ZEROED_BYTES + (UPDATE_BYTES + self.element_bytes) / self.topology.data_size)
+        cluster = self.cluster
+        return (
+            num_bytes / (cluster.memory_bytes_per_second * cluster.efficiency.memory) + cluster.step_seconds
+        )
+
+    def trained_parameters(self, chunk: str) -> int:
+        """Of one rank's part of a chunk."""
+        counts = unit_parameters(self.model, self.topology.tensor_size)
+        units = chunk_units(chunk, self.model)
+        return sum(count * counts[name] for name, count in units.items() if PART.get(name) in self.trained)
+
+    def _ring(self, num_bytes: float) -> float:
+        size = self.topology.data_size
+        volume = Volume(num_bytes=num_bytes, num_rounds=1 if num_bytes else 0)
+        return ring_seconds(volume, data_link(self.cluster, self.topology), size)

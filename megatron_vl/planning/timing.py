@@ -1,0 +1,64 @@
+"""Seconds of each pass over a unit: the face that schedules are timed by, and times from a cluster's figures."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from megatron_vl.config.cluster import ClusterConfig
+from megatron_vl.planning.communication import Volume, ring_seconds, tensor_link, tensor_volume
+from megatron_vl.planning.cost import CostModel
+from megatron_vl.planning.work import Work
+from megatron_vl.planning.workload import Load
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassSeconds:
+    forward: float
+    input_gradient: float
+    weight_gradient: float
+
+
+class Timing(Protocol):
+    """What times units on one rank. Names are those of `planning.cost.UNITS`."""
+
+    def unit(self, name: str, load: Load) -> PassSeconds:
+        """One unit on one rank, with the tensor-parallel communication that nothing hides."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterTiming:
+    """Times from a cluster's figures: each kind of work at the share of the peak that it reaches, one after another."""
+
+    cluster: ClusterConfig
+    costs: CostModel
+
+    def unit(self, name: str, load: Load) -> PassSeconds:
+        """See Timing."""
+        work = self.costs.unit(name, load)
+        told = tensor_volume(name, load, self.costs)
+        forward, backward = self.cluster.tensor_exposed_forward, self.cluster.tensor_exposed_backward
+        return PassSeconds(
+            forward=self._compute(name, work.forward) + forward * self._tell(told.forward),
+            input_gradient=self._compute(name, work.input_gradient)
+            + backward * self._tell(told.input_gradient),
+            weight_gradient=self._compute(name, work.weight_gradient)
+            + backward * self._tell(told.weight_gradient),
+        )
+
+    def _tell(self, volume: Volume) -> float:
+        size = self.costs.tensor_size
+        return ring_seconds(volume, tensor_link(self.cluster, size), size)
+
+    def _compute(self, name: str, work: Work) -> float:
+        efficiency = self.cluster.efficiency
+        tower = name.partition("_")[0]
+        products = {"siglip": efficiency.siglip, "sam": efficiency.sam}.get(tower, efficiency.decoder)
+        kernel = products if tower in ("siglip", "sam") else efficiency.attention
+        peak = self.cluster.peak_flops if self.costs.element_bytes == 2 else self.cluster.peak_flops_fp32
+        bandwidth = self.cluster.memory_bytes_per_second * efficiency.memory
+        seconds = (
+            work.matmul_flops / (peak * products)
+            + work.attention_flops / (peak * kernel)
+            + work.moved_bytes / bandwidth
+        )
+        return seconds * self.cluster.straggler_factor
