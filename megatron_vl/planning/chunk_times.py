@@ -1,27 +1,33 @@
-"""Seconds of a pipeline chunk's forward and backward pass over one microbatch, and of what a step does beside those.
+"""Seconds of a pipeline chunk's forward and backward pass over one microbatch, and of encoding before the pipeline.
 
 Vision placement: *replicated*, every tensor-parallel rank of stage zero encodes all images of the microbatch; *split*,
 each encodes its share and gathers the adaptor's output; *spread*, all ranks of a replica encode their share of the
-step's images before the pipeline starts, and gather the towers' features, so that only the adaptor stays.
+step's images before the pipeline begins, and the first stage gathers the towers' features: only the adaptor stays.
 """
 
 import math
 from dataclasses import dataclass, replace
 
+from megatron_vl.config.cluster import ClusterConfig
 from megatron_vl.config.model import ModelConfig
 from megatron_vl.planning.passes import adaptor_units, chunk_units, encoder_units, passes
+from megatron_vl.planning.recompute import computed_again
 from megatron_vl.planning.setting import Setting
 from megatron_vl.planning.timing import Timing
+from megatron_vl.planning.vision_communication import VisionMessages
 from megatron_vl.planning.workload import Load
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChunkSeconds:
-    forward: float
-    backward: float
+    forward: float = 0.0
+    backward: float = 0.0
 
     def __add__(self, other: "ChunkSeconds") -> "ChunkSeconds":
         return ChunkSeconds(forward=self.forward + other.forward, backward=self.backward + other.backward)
+
+    def __mul__(self, times: float) -> "ChunkSeconds":
+        return ChunkSeconds(forward=times * self.forward, backward=times * self.backward)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,48 +38,64 @@ class ChunkTimes:
     trained: frozenset[str]
     setting: Setting
     timing: Timing
+    cluster: ClusterConfig
+    element_bytes: int = 2
 
     def chunk(self, chunk: str, load: Load) -> ChunkSeconds:
-        """Of a chunk, given as its E, t and L. The load's images are whole: a rank's share is found here."""
-        placement = self.setting.vision_placement
-        vision = encoder_units(self.model) | adaptor_units(self.model)
-        total = ChunkSeconds(forward=0.0, backward=0.0)
+        """Of a chunk, given as its E, t and L. The load's images are all of the microbatch's."""
+        fixed = self.cluster.chunk_seconds
+        total = ChunkSeconds(forward=fixed, backward=fixed)
         for name, count in chunk_units(chunk, self.model).items():
-            here = load
-            if name in vision and placement == "split":
-                here = replace(
-                    load, num_images=math.ceil(load.num_images / self.setting.topology.tensor_size)
-                )
-            if name not in encoder_units(self.model) or placement != "spread":
-                seconds = self._unit(name, here)
-                total += ChunkSeconds(forward=count * seconds.forward, backward=count * seconds.backward)
+            if name not in self._encoders or self.setting.vision_placement != "spread":
+                total += self._unit(name, self._own_images(name, load)) * count
+        if "E" in chunk and self.setting.vision_placement == "split":
+            gather = self._messages.gather_adapted_seconds(load.num_images)
+            total += ChunkSeconds(forward=gather, backward=gather)
         return total
 
-    def encode_seconds(self, num_images: float) -> ChunkSeconds:
-        """Before the pipeline starts, under *spread*: a rank's share of the `num_images` of a replica's step. The
-        backward pass, where a tower trains, comes after the pipeline's."""
+    def encode(self, num_images: float) -> ChunkSeconds:
+        """Under *spread*, of a replica's `num_images` of a step, by all its ranks: before the pipeline's first forward
+        pass and after its last backward pass. Towers that train encode once more for theirs."""
+        if not num_images or self.setting.vision_placement != "spread":
+            return ChunkSeconds()
         share = math.ceil(num_images / self.setting.topology.model_size)
         load = Load(num_tokens=0, num_images=share, num_pairs=0)
-        total = ChunkSeconds(forward=0.0, backward=0.0)
-        for name, count in encoder_units(self.model).items():
+        messages = self._messages
+        total = ChunkSeconds(
+            forward=messages.gather_features_seconds(num_images) + messages.send_towers_seconds(),
+            backward=messages.return_gradients_seconds(num_images),
+        )
+        for name, count in self._encoders.items():
             seconds = self._unit(name, load)
-            total += ChunkSeconds(forward=count * seconds.forward, backward=count * seconds.backward)
+            again = seconds.forward if name.partition("_")[0] in messages.trained_towers else 0.0
+            total += ChunkSeconds(forward=seconds.forward, backward=seconds.backward + again) * count
         return total
+
+    @property
+    def _encoders(self) -> dict[str, int]:
+        return encoder_units(self.model)
+
+    @property
+    def _messages(self) -> VisionMessages:
+        return VisionMessages(
+            model=self.model,
+            trained=self.trained,
+            topology=self.setting.topology,
+            cluster=self.cluster,
+            element_bytes=self.element_bytes,
+        )
+
+    def _own_images(self, name: str, load: Load) -> Load:
+        if self.setting.vision_placement != "split" or name not in self._encoders | adaptor_units(self.model):
+            return load
+        share = math.ceil(load.num_images / self.setting.topology.tensor_size)
+        return replace(load, num_images=share)
 
     def _unit(self, name: str, load: Load) -> ChunkSeconds:
         seconds = self.timing.unit(name, load)
         run = passes(name, self.trained)
         backward = seconds.input_gradient * run.input_gradient + seconds.weight_gradient * run.weight_gradient
-        if run.any:
-            backward += self._recompute(name, load, seconds.forward)
+        again = computed_again(name, self.model, self.setting)
+        if run.any and again is not None:
+            backward += again.share * self.timing.unit(again.name, load).forward
         return ChunkSeconds(forward=seconds.forward, backward=backward)
-
-    def _recompute(self, name: str, load: Load, forward: float) -> float:
-        """Seconds of what the backward pass over a unit computes again."""
-        if name == "decoder_layer" and self.setting.recompute == "full":
-            return forward
-        if name == "decoder_layer" and self.setting.recompute == "selective":
-            return self.timing.unit("core_attention", load).forward
-        if name.endswith("_block") and self.setting.recompute_vision:
-            return forward
-        return 0.0

@@ -68,8 +68,8 @@ def tensor_volume(name: str, load: Load, costs: CostModel) -> UnitVolume:
             input_gradient=ring if divided else ring * 2,
             weight_gradient=ring if divided else SILENCE,
         )
-    if name == "loss":  # the largest logit, the label's logit and the sum, of every token
-        return UnitVolume(forward=Volume(num_bytes=6 * load.num_tokens * FP32_BYTES, num_rounds=6))
+    if name == "loss":  # every token's largest logit; then its sum and its label's logit
+        return UnitVolume(forward=Volume(num_bytes=6 * load.num_tokens * FP32_BYTES, num_rounds=4))
     return UnitVolume()
 
 

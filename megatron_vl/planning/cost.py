@@ -94,11 +94,11 @@ def head(costs: CostModel, load: Load) -> UnitWork:
 
 
 def loss(costs: CostModel, load: Load) -> UnitWork:
-    """Cross-entropy in fp32 over a rank's share of the vocabulary: the logits cast, their largest found, then
-    shifted, exponentiated, summed and divided in place; backward scaled and cast back."""
+    """Cross-entropy over a rank's share of the vocabulary (`model.vocabulary_loss`): blocks of logits cast to fp32 and
+    reduced twice; for the gradient cast again, shifted, exponentiated, scaled, and put in the logits' place."""
     logits = load.num_tokens * costs.model.language.vocab_size / costs.tensor_size
     cast = costs.element_bytes + FP32_BYTES
-    return moved(logits * (cast + (1 + 2 + 2 + 1 + 2) * FP32_BYTES), logits * (2 * FP32_BYTES + cast))
+    return moved(logits * (cast + 2 * FP32_BYTES), logits * (cast + 3 * 2 * FP32_BYTES + cast))
 
 
 LANGUAGE_UNITS: dict[str, Callable[[CostModel, Load], UnitWork]] = {
