@@ -83,7 +83,7 @@ def sides(sources: Sources, num_images: int) -> dict[str, Callable[[int], object
     decoded = [decode(file) for file in files]
     resized = [resize(pixels) for pixels in decoded]
     return {
-        "ours": lambda number: reader.read(units[number]),
+        "ours": lambda number: reader.read(units[number], range(1)),
         "read": lambda number: read(locations[number]),
         "decode": lambda number: decode(files[number]),
         "resize": lambda number: resize(decoded[number]),

@@ -52,8 +52,8 @@ class CountingUnits(IndexedUnits):
 
     num_units = 0
 
-    def read(self, unit: Unit) -> UnitContent:
-        content = super().read(unit)
+    def read(self, unit: Unit, images: range) -> UnitContent:
+        content = super().read(unit, images)
         self.num_units += 1
         return content
 

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+VISION_PLACEMENTS = ("replicated", "split", "spread")
+
 
 @dataclass(kw_only=True)
 class ParallelConfig:
@@ -9,6 +11,12 @@ class ParallelConfig:
 
     `layout` is megatron-core's pipeline layout string ("Et|tttL": E stage zero, t one decoder layer, L head and
     loss, stages separated by |, virtual stages included); null divides the layers evenly.
+
+    `vision_placement` says which ranks encode the images of a replica's step. `replicated`: every tensor-parallel
+    rank of stage zero all of them (the paper's way). `split`: each of these ranks its share, with encoders and
+    adaptor; needs tensor_size of at least 2. `spread`: every rank of all stages its share, with copies of the encoders,
+    before the pipeline begins; needs at least 2 ranks. Results differ by rounding only; a run may resume with another.
+    Evaluation is always `replicated`.
     """
 
     tensor_size: int = 1
@@ -16,6 +24,7 @@ class ParallelConfig:
     virtual_size: int = 1
     sequence_parallel: bool = False
     layout: str | None = None
+    vision_placement: str = "replicated"
     overlap_grad_reduce: bool = True
     overlap_param_gather: bool = True
     transformer_engine: bool = True  # CUDA only; false asks for megatron-core's local layers

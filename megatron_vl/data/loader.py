@@ -9,7 +9,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from megatron_vl.config.errors import UserError
 from megatron_vl.data.batch import (
+    Layout,
     RowRule,
     UnitTokens,
     assemble,
@@ -31,8 +32,9 @@ from megatron_vl.data.images import ImageRule
 from megatron_vl.data.microbatch import Microbatch
 from megatron_vl.data.sample import SampleError
 from megatron_vl.data.shard_reader import Traffic
+from megatron_vl.data.sharing import WHOLE, ImageSharing, cut
 from megatron_vl.data.text import TextRule
-from megatron_vl.data.types import Pack, StepPlan, Unit
+from megatron_vl.data.types import StepPlan, Unit
 
 MAX_EXAMPLES = 5  # of failed samples, by name
 
@@ -50,11 +52,14 @@ class Role:
     reads_tokens: bool
     reads_images: bool
     reads_labels: bool
+    sharing: ImageSharing = WHOLE  # of the images, where it reads them
 
     @classmethod
-    def of_stage(cls, *, is_first: bool, is_last: bool) -> "Role":
-        """The role of a pipeline stage: tokens and images on the first, labels on the last."""
-        return cls(reads_tokens=is_first, reads_images=is_first, reads_labels=is_last)
+    def of_stage(cls, *, is_first: bool, is_last: bool, sharing: ImageSharing = WHOLE) -> "Role":
+        """The role of a pipeline stage: tokens on the first, labels on the last; images, or a share of them, on the
+        first, or on all stages where they share those of whole steps."""
+        reads_images = is_first or sharing.of_step
+        return cls(reads_tokens=is_first, reads_images=reads_images, reads_labels=is_last, sharing=sharing)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,13 +74,13 @@ class ContentRule:
 
 @dataclass(frozen=True, kw_only=True)
 class UnitContent:
-    """What was read of a unit; what the rank's role has no use for is None.
+    """What was read of a unit: tokens, where the rank's role has use for them, and the images that were asked for.
 
     A unit that cannot be used has its `error`, and stand-ins of the planned sizes.
     """
 
     tokens: UnitTokens | None
-    images: list[NDArray[np.uint8]] | None
+    images: list[NDArray[np.uint8]]
     error: SampleError | None
 
 
@@ -102,7 +107,9 @@ class UnitReader(Protocol):
         """What was read so far."""
         ...
 
-    def read(self, unit: Unit) -> UnitContent: ...
+    def read(self, unit: Unit, images: range) -> UnitContent:
+        """`images`: the numbers of those of the unit's images that are wanted."""
+        ...
 
 
 @dataclass(kw_only=True)
@@ -219,18 +226,21 @@ class Loader:
         plan, before = self._planner.next(), self._reader.traffic
         split = split_packs(plan.packs, self._rows)
         length = microbatch_length(split, self._rows)
+        layouts = [lay_out(packs, self._rows, length) for packs in split]
+        shares = self._role.sharing.shares([layout.num_images for layout in layouts])
         errors: list[SampleError] = []
-        microbatches = [self._load(packs, length, errors) for packs in split]
+        microbatches = [self._load(*pair, errors) for pair in zip(layouts, shares, strict=True)]
         num_units = sum(len(pack.units) for pack in plan.packs)
         traffic = self._reader.traffic.since(before)
         return _Prepared(
             plan=plan, microbatches=microbatches, num_units=num_units, traffic=traffic, errors=errors
         )
 
-    def _load(self, packs: Sequence[Pack], length: int, errors: list[SampleError]) -> Microbatch:
-        role, layout = self._role, lay_out(packs, self._rows, length)
+    def _load(self, layout: Layout, share: range, errors: list[SampleError]) -> Microbatch:
+        role = self._role
         read = self._sample_threads.map if self._rule.num_threads else map
-        contents = list(read(self._reader.read, layout.units))
+        wanted = cut(share if role.reads_images else range(0), [unit.num_images for unit in layout.units])
+        contents = list(read(self._reader.read, layout.units, wanted))
         tokens = [content.tokens for content in contents if content.tokens is not None]
         microbatch = assemble(
             layout,
@@ -240,6 +250,7 @@ class Loader:
             with_labels=role.reads_labels,
             filler_id=self._content.text.eos_id,
         )
+        microbatch = replace(microbatch, shares_images=role.sharing.size > 1)
         errors += [content.error for content in contents if content.error is not None]
         failed = [unit for unit, read in enumerate(contents) if read.error is not None]
         masked = mask_failed(microbatch, failed)
@@ -247,5 +258,5 @@ class Loader:
 
     def _stack_images(self, contents: Sequence[UnitContent]) -> NDArray[np.uint8]:
         size = self._content.image.size
-        images = [image for content in contents for image in content.images or []]
+        images = [image for content in contents for image in content.images]
         return np.stack(images) if images else np.zeros((0, 3, size, size), dtype=np.uint8)

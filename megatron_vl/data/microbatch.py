@@ -23,10 +23,12 @@ class Microbatch:
     units: tuple[Unit, ...]  # segment i holds units[i] for unpadded rows; see segment_units
     segment_units: tuple[int, ...]  # per segment: index into units, or -1 for padding
     tokens_1S: torch.Tensor | None  # int64; on the first pipeline stage
-    images_NCHW: torch.Tensor | None  # uint8, at the largest resolution of the encoders; first stage
+    images_NCHW: torch.Tensor | None  # uint8, at the largest resolution; those that this rank encodes
     labels_1S: torch.Tensor | None  # int64; last stage
     loss_mask_1S: torch.Tensor | None  # float32; last stage
     failed_units: tuple[int, ...] = ()  # whose bytes did not decode (known where they were read); loss masked
+    shares_images: bool = False  # images_NCHW is this rank's share of `num_images`
+    features_NTC: tuple[torch.Tensor, ...] | None = None  # of all images by tower, if encoded before the pass
 
     @property
     def num_tokens(self) -> int:

@@ -39,20 +39,21 @@ class IndexedUnits:
         self._sources, self._content = sources, content
         self._sequence_length, self._role = sequence_length, role
         access = next(iter(sources.values())).access  # data.access holds for all sources
-        self._shards = ShardReader(access, whole_samples=role.reads_images)
+        whole_samples = role.reads_images and role.sharing.size == 1
+        self._shards = ShardReader(access, whole_samples=whole_samples)
         self._encode_document = lru_cache(maxsize=MAX_CACHED_DOCUMENTS)(self._encode)
 
-    def read(self, unit: Unit) -> UnitContent:
-        tokens, images, errors = None, None, []
+    def read(self, unit: Unit, images: range) -> UnitContent:
+        """See UnitReader."""
+        tokens, errors = None, list[SampleError]()
         if self._role.reads_tokens or self._role.reads_labels:
             try:
                 tokens = self._read_tokens(unit)
             except SampleError as error:
                 errors.append(error)
                 tokens = self._blank(unit)
-        if self._role.reads_images:
-            images = [self._read_image(unit, number, errors) for number in range(unit.num_images)]
-        return UnitContent(tokens=tokens, images=images, error=errors[0] if errors else None)
+        decoded = [self._read_image(unit, number, errors) for number in images]
+        return UnitContent(tokens=tokens, images=decoded, error=errors[0] if errors else None)
 
     @property
     def traffic(self) -> Traffic:

@@ -50,14 +50,15 @@ class SequenceUnits:
         """None: all is in memory."""
         return NO_TRAFFIC
 
-    def read(self, unit: Unit) -> UnitContent:
+    def read(self, unit: Unit, images: range) -> UnitContent:
+        """See UnitReader. Images are for ranks that take all of a sequence's."""
         sequence, role = self._sequences[unit.sample], self._role
-        tokens, images, error = None, None, None
+        tokens, decoded, error = None, list[NDArray[np.uint8]](), None
         if role.reads_tokens or role.reads_labels:
             tokens = cut_unit(sequence.encoded, unit.piece, self._sequence_length)
-        if role.reads_images:
-            images, error = decode_images(sequence, self._image) if unit.num_images else ([], None)
-        return UnitContent(tokens=tokens, images=images, error=error)
+        if images:
+            decoded, error = decode_images(sequence, self._image)
+        return UnitContent(tokens=tokens, images=decoded, error=error)
 
 
 def decode_images(

@@ -4,7 +4,7 @@ Shapes: N images, C channels (3 colours or features), H W pixels, T image tokens
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, cast
 
 import torch
@@ -53,14 +53,37 @@ class VisionTowers(nn.ModuleDict):
         """The width of each tower's features, in tower order."""
         return [encoder.output_width for encoder in self.encoders]
 
-    def forward(self, images_NCHW: Tensor) -> list[Tensor]:
-        """Images (uint8, squares of the largest `image_size`, N > 0) -> each tower's features [N, T, C]."""
-        chunks = [self._encode(chunk) for chunk in torch.split(images_NCHW, self.max_images_per_forward)]
+    @property
+    def num_tokens(self) -> int:
+        """T, the same for all towers."""
+        return self.encoders[0].num_tokens
+
+    @property
+    def trained(self) -> list[str]:
+        """The towers of which some parameter trains, in tower order."""
+        return [name for name, tower in self.items() if any(p.requires_grad for p in tower.parameters())]
+
+    def forward(self, images_NCHW: Tensor, only: Collection[str] | None = None) -> list[Tensor]:
+        """Images (uint8, squares of the largest `image_size`, N > 0) -> each tower's features [N, T, C].
+
+        `only` these towers, in tower order; None asks for all.
+        """
+        encoders = [
+            cast(VisionEncoder, tower) for name, tower in self.items() if only is None or name in only
+        ]
+        chunks = [
+            self._encode(encoders, chunk) for chunk in torch.split(images_NCHW, self.max_images_per_forward)
+        ]
         return [torch.cat(features) for features in zip(*chunks, strict=True)]
 
-    def _encode(self, images_NCHW: Tensor) -> list[Tensor]:
+    def _encode(self, encoders: list[VisionEncoder], images_NCHW: Tensor) -> list[Tensor]:
         unit_NCHW = images_NCHW.float().div_(255)
-        return [encoder(encoder.normalize(unit_NCHW), self.recompute) for encoder in self.encoders]
+        return [encoder(encoder.normalize(unit_NCHW), self.recompute) for encoder in encoders]
+
+
+def build_towers(vision: VisionConfig, recompute: bool = False) -> VisionTowers:
+    """The towers that `vision` configures, uninitialised."""
+    return VisionTowers(build_encoders(vision), vision.max_images_per_forward, recompute)
 
 
 def part_of(parameter_name: str) -> str:

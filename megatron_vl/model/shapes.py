@@ -5,7 +5,7 @@ from torch import nn
 
 from megatron_vl.config.model import LanguageConfig, ModelConfig
 from megatron_vl.model.adaptor import build_adaptor
-from megatron_vl.model.encoders import VisionTowers, build_encoders
+from megatron_vl.model.encoders import build_towers
 
 
 def parameter_shapes(model: ModelConfig) -> dict[str, torch.Size]:
@@ -18,7 +18,7 @@ def parameter_shapes(model: ModelConfig) -> dict[str, torch.Size]:
 def vision_without_values(model: ModelConfig) -> nn.ModuleDict:
     """Towers and adaptor as stage zero holds them, on the meta device."""
     with torch.device("meta"):
-        towers = VisionTowers(build_encoders(model.vision), model.vision.max_images_per_forward)
+        towers = build_towers(model.vision)
         adaptor = build_adaptor(model.vision.adaptor, towers.output_widths, model.language.hidden_size)
         return nn.ModuleDict({"towers": towers, "adaptor": adaptor})
 

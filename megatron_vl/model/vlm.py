@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from megatron_vl.config.model import ModelConfig
 from megatron_vl.model.adaptor import build_adaptor
 from megatron_vl.model.decoder import Chunk, Decoder, pack_parameters
-from megatron_vl.model.encoders import VisionTowers, build_encoders, part_of
+from megatron_vl.model.encoders import build_towers, part_of
 from megatron_vl.model.stage_zero import StageZero
+from megatron_vl.parallel.vision import VisionInput
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +48,7 @@ class VisionLanguageModel(MegatronModule):
         self.pre_process, self.post_process, self.vp_stage = chunk.is_first, chunk.is_last, chunk.index
         self.pg_collection = groups
         if chunk.is_first:
-            encoders = build_encoders(model.vision)
-            towers = VisionTowers(encoders, model.vision.max_images_per_forward, options.recompute_vision)
+            towers = build_towers(model.vision, options.recompute_vision)
             adaptor = build_adaptor(model.vision.adaptor, towers.output_widths, config.hidden_size)
             self.stage_zero = StageZero(
                 config, model.language.vocab_size, options.image_token, towers, adaptor, groups
@@ -64,7 +64,7 @@ class VisionLanguageModel(MegatronModule):
     def forward(
         self,
         tokens_BS: Tensor | None,
-        images_NCHW: Tensor | None,
+        images: VisionInput,
         labels_BS: Tensor | None,
         cu_seqlens: Tensor,
         max_seqlen: int,
@@ -75,7 +75,7 @@ class VisionLanguageModel(MegatronModule):
             Losses of all positions [B, S] on the last chunk (logits [S, B, V] where `labels_BS` is None),
             hidden_SBH elsewhere.
         """
-        embedded_SBH = self.stage_zero(tokens_BS, images_NCHW) if self.pre_process else None
+        embedded_SBH = self.stage_zero(tokens_BS, images) if self.pre_process else None
         hidden_SBH: Tensor = self.language(embedded_SBH, pack_parameters(cu_seqlens, max_seqlen))
         if not self.post_process:
             return hidden_SBH

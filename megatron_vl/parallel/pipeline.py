@@ -13,6 +13,7 @@ from torch import Tensor
 
 from megatron_vl.data.microbatch import Microbatch
 from megatron_vl.parallel.groups import Groups
+from megatron_vl.parallel.vision import vision_input
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +76,7 @@ def _forward_step(
     microbatch = next(iterator).to(device)
     output = chunk(
         microbatch.tokens_1S,
-        microbatch.images_NCHW,
+        vision_input(microbatch),
         microbatch.labels_1S,
         microbatch.cu_seqlens,
         microbatch.max_seqlen,
@@ -129,8 +130,8 @@ def run_chain(
 
 
 def agree_on_plan(microbatches: list[Microbatch], digest: int, groups: Groups) -> list[tuple[int, ...]]:
-    """Check that all stages of a replica are about to train on the same plan, and tell them which units the first
-    stage could not decode, per microbatch.
+    """Check that all ranks of a replica are about to train on the same plan, and tell them which units one of them
+    could not decode, per microbatch.
 
     One host-side message over the control group, 8 bytes a unit. `digest` has 63 bits.
 

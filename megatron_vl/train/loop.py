@@ -119,7 +119,7 @@ def _train(stage: Stage, loaded: LoadedStep, run: Run) -> StepResult:
         plan_digest=loaded.plan.digest,
         traffic=loaded.traffic,
     )
-    return train_step(model.chunks, model.optimizer, microbatches, model.groups, max_norm, vote)
+    return train_step(model.chunks, model.optimizer, microbatches, model.groups, max_norm, vote, model.spread)
 
 
 def _agree(loaded: LoadedStep, stage: Stage) -> list[Microbatch]:

@@ -6,7 +6,7 @@ from typing import Any
 from megatron_vl.config.data import MAX_PREFETCH_STEPS, ON_BAD_SAMPLE, ON_CHANGE
 from megatron_vl.config.errors import UserError
 from megatron_vl.config.model_check import check_model
-from megatron_vl.config.parallel import ParallelConfig
+from megatron_vl.config.parallel import VISION_PLACEMENTS, ParallelConfig
 from megatron_vl.config.root import STAGE_NAMES, PretrainConfig
 from megatron_vl.config.train import PARTS, PRECISIONS, SCHEDULES, TRACKING_MODES, StageConfig
 from megatron_vl.planning.layout import divide
@@ -69,6 +69,7 @@ def _resolve_stage(config: PretrainConfig, name: str, world_size: int, first: in
     _check_stage(config, name, values)
     parallel = stage_parallel(config, name)
     topology, layout = divide(config.model.language, parallel, world_size)
+    _check_placement(parallel.vision_placement, topology, name)
     check_batch_sizes(values.global_batch_size, values.micro_batch_size, topology, name)
     if parallel.sequence_parallel and values.sequence_length % parallel.tensor_size:
         raise UserError(
@@ -149,6 +150,17 @@ def _check_stage(config: PretrainConfig, name: str, values: StageConfig) -> None
         raise UserError(
             f"{prefix}.decay_boundaries={values.decay_boundaries} and decay_factors={values.decay_factors} "
             "must have the same length"
+        )
+
+
+def _check_placement(placement: str, topology: Topology, stage_name: str) -> None:
+    _one_of("parallel.vision_placement", placement, VISION_PLACEMENTS)
+    sharers = {"split": topology.tensor_size, "spread": topology.model_size}
+    if sharers.get(placement, 2) < 2:
+        size = "parallel.tensor_size" if placement == "split" else "parallel.tensor_size x pipeline_size"
+        raise UserError(
+            f"parallel.vision_placement={placement} in stage {stage_name} needs {size} of at least 2, which is 1: "
+            "there is no other rank to share images with; use replicated"
         )
 
 

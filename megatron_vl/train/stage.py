@@ -14,10 +14,12 @@ from megatron_vl.data.loader import Loader, Role
 from megatron_vl.data.plan_state import PlanState, merge_states
 from megatron_vl.device.machine import Device
 from megatron_vl.model.initialize import initialize
+from megatron_vl.model.spread import Spread, spread_encoders
 from megatron_vl.model.transformer_config import Division, transformer_config
 from megatron_vl.model.vlm import BuildOptions, build_chunks, freeze
 from megatron_vl.parallel.gradients import distribute
 from megatron_vl.parallel.groups import Groups, build_groups, destroy_groups
+from megatron_vl.parallel.shares import image_sharing
 from megatron_vl.train.optimizer import Optimizer, build_optimizer
 from megatron_vl.train.planning import OpenPlan, open_plan
 from megatron_vl.train.schedule import Schedule
@@ -27,11 +29,15 @@ from megatron_vl.train.sources import Sources, build_loader
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """This rank's chunks, wrapped for data parallelism, and the optimizer of what trains."""
+    """This rank's chunks, wrapped for data parallelism, and the optimizer of what trains.
+
+    `spread` encodes images ahead of the pipeline, where the stage does so.
+    """
 
     chunks: list[Any]
     optimizer: Optimizer
     groups: Groups
+    spread: Spread | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +85,8 @@ def open_stage(
     model = build_model(config, settings, groups, device, sources.content.text.image_id, start)
     saved = None if start.resume is None else PlanState.from_json(start.resume.plan)
     plan = open_plan(config, settings, sources, saved, (device.local_rank, groups.data_rank), exits)
-    role = Role.of_stage(is_first=groups.is_first_stage, is_last=groups.is_last_stage)
+    sharing = image_sharing(settings.parallel.vision_placement, groups)
+    role = Role.of_stage(is_first=groups.is_first_stage, is_last=groups.is_last_stage, sharing=sharing)
     loader = exits.enter_context(
         build_loader(plan.client, sources, settings, role, config.data, pin_memory=device.kind == "cuda")
     )
@@ -102,7 +109,7 @@ def build_model(
     start: Start,
 ) -> Model:
     """Order matters: weights before DDP copies them into its buffers, freezing before DDP leaves parameters out,
-    the optimizer before its state is loaded."""
+    the optimizer before its state is loaded, all weights before encoders are copied."""
     on_cuda = device.kind == "cuda"
     division = Division(
         topology=settings.topology,
@@ -137,7 +144,11 @@ def build_model(
     )
     if start.checkpoint is not None and start.resume is not None:
         load_training_state(start.checkpoint, wrapped, optimizer.inner, groups)
-    return Model(chunks=wrapped, optimizer=optimizer, groups=groups)
+    spread = None
+    if settings.parallel.vision_placement == "spread":
+        parts, recompute = settings.values.train, config.recompute.vision
+        spread = spread_encoders(wrapped, config.model.vision, parts, groups, recompute)
+    return Model(chunks=wrapped, optimizer=optimizer, groups=groups, spread=spread)
 
 
 def _schedule(settings: StageSettings) -> Schedule:

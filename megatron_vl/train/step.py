@@ -1,7 +1,7 @@
 """One optimizer step: forward and backward over the pipeline, one agreement between all ranks, update."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from megatron_vl.data.microbatch import Microbatch
 from megatron_vl.data.shard_reader import NO_TRAFFIC, Traffic
+from megatron_vl.model.spread import Spread
 from megatron_vl.parallel.groups import Groups
 from megatron_vl.parallel.pipeline import run_microbatches
 from megatron_vl.train.optimizer import Optimizer
@@ -54,8 +55,9 @@ def train_step(
     groups: Groups,
     max_norm: float,
     vote: Vote,
+    spread: Spread | None = None,
 ) -> StepResult:
-    """Train on this rank's microbatches of one global batch.
+    """Train on this rank's microbatches of one global batch; `spread` encodes their images first.
 
     Ranks agree by one all-reduce of a vector on gradient norm, finiteness, loss, counts, signals and plans; reading
     it is the step's only device-to-host synchronisation. A non-finite value on any rank skips the update on all.
@@ -67,6 +69,8 @@ def train_step(
     for chunk in chunks:
         chunk.zero_grad_buffer()
     optimizer.zero_gradients()
+    if spread is not None:
+        microbatches = _encode_ahead(spread, microbatches)
     losses = run_microbatches(chunks, microbatches, groups)
     squares = optimizer.prepare()
 
@@ -106,6 +110,14 @@ def train_step(
         skipped=not finite,
         seconds=perf_counter() - began,
     )
+
+
+def _encode_ahead(spread: Spread, microbatches: list[Microbatch]) -> list[Microbatch]:
+    """The microbatches with features in place of this rank's share of all their images."""
+    images = [one.images_NCHW for one in microbatches if one.images_NCHW is not None]
+    features = spread.encode(images, [one.num_images for one in microbatches])
+    pairs = zip(microbatches, features, strict=True)
+    return [replace(one, images_NCHW=None, features_NTC=of_one) for one, of_one in pairs]
 
 
 def check_plans(plan_groups: list[float], digests: list[float]) -> None:

@@ -16,10 +16,12 @@ from megatron_vl.config.train import PARTS, TrainConfig
 from megatron_vl.data.microbatch import Microbatch
 from megatron_vl.data.types import Unit
 from megatron_vl.model.initialize import global_names, initialize
+from megatron_vl.model.spread import spread_encoders
 from megatron_vl.model.transformer_config import Division, transformer_config
 from megatron_vl.model.vlm import BuildOptions, build_chunks, freeze
 from megatron_vl.parallel.gradients import distribute, parameters_at_rest
 from megatron_vl.parallel.groups import Groups, build_groups
+from megatron_vl.parallel.shares import image_sharing
 from megatron_vl.planning.layout import resolve_layout
 from megatron_vl.planning.topology import Topology
 from megatron_vl.train.optimizer import Optimizer, build_optimizer
@@ -35,7 +37,8 @@ MODEL_CONFIGS = Path(__file__).parents[2] / "hydra_conf" / "model"
 class Case:
     """One parallel setting, what trains, and for how many steps; odd steps are multimodal, even ones text.
 
-    `adaptor` and `towers` change the tiny model; `repeat` gives every step the first one's rows.
+    `adaptor` and `towers` change the tiny model; `repeat` gives every step the first one's rows. `most_images` is at
+    most 3.
     """
 
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
@@ -47,6 +50,7 @@ class Case:
     adaptor: str = "hybrid_mlp_gelu"
     towers: tuple[str, ...] = ("sam", "siglip")
     repeat: bool = False
+    most_images: int = 2  # of a row
 
 
 @dataclass(kw_only=True)
@@ -122,8 +126,12 @@ def train(case: Case) -> Outcome:
     gradients: list[dict[str, Tensor]] = []
     optimizer.record = lambda: gradients.append(gather(chunks, groups, gradients=True))
     frozen_before = _frozen(chunks)
+    spreads = case.parallel.vision_placement == "spread"
+    spread = spread_encoders(chunks, model_of(case).vision, case.train, groups) if spreads else None
     results = [
-        train_step(chunks, optimizer, batch(case, step, groups), groups, 1.0, Vote())
+        train_step(
+            chunks, optimizer, shared(batch(case, step, groups), case, groups), groups, 1.0, Vote(), spread
+        )
         for step in range(1, case.num_steps + 1)
     ]
     with parameters_at_rest(chunks):
@@ -156,25 +164,37 @@ def batch(case: Case, step: int, groups: Groups) -> list[Microbatch]:
     """This data-parallel rank's rows of a global batch that depends on the step alone."""
     step = 1 if case.repeat else step
     source = torch.Generator().manual_seed(step)
-    rows = [random_row(source, images=(row + 1) % 3 if step % 2 else 0) for row in range(case.num_rows)]
+    numbers = [(row + 1) % (case.most_images + 1) if step % 2 else 0 for row in range(case.num_rows)]
+    rows = [random_row(source, images=images) for images in numbers]
     share = case.num_rows // groups.topology.data_size
     return rows[groups.data_rank * share : (groups.data_rank + 1) * share]
 
 
+def shared(microbatches: list[Microbatch], case: Case, groups: Groups) -> list[Microbatch]:
+    """The same microbatches with the images that this rank encodes."""
+    sharing = image_sharing(case.parallel.vision_placement, groups)
+    shares = sharing.shares([one.num_images for one in microbatches])
+    return [
+        replace(one, images_NCHW=one.images_NCHW[mine.start : mine.stop], shares_images=sharing.size > 1)
+        for one, mine in zip(microbatches, shares, strict=True)
+        if one.images_NCHW is not None
+    ]
+
+
 def random_row(source: torch.Generator, images: int) -> Microbatch:
-    """A row of 160 positions: two samples with up to one image each, and padding."""
+    """A row of 160 positions: two samples, the first with up to one image, the other with up to two, and padding."""
     lengths = [70, 74, 16]
     tokens = torch.randint(IMAGE_TOKEN + 1, 2048, (1, 160), generator=source)
     labels = torch.randint(IMAGE_TOKEN + 1, 2048, (1, 160), generator=source)
     for image in range(images):
-        start = 1 + image * lengths[0]
+        start = (1, 71, 107)[image]
         tokens[0, start : start + TOKENS_PER_IMAGE] = IMAGE_TOKEN
     mask = (tokens != IMAGE_TOKEN).float() * (torch.rand(1, 160, generator=source) > 0.2)
     mask[0, -lengths[2] :] = 0
     pixels = torch.randint(0, 256, (images, 3, 256, 256), generator=source, dtype=torch.uint8)
     units = tuple(
-        Unit(source="random", sample=n, piece=0, num_tokens=lengths[n], num_images=int(n < images))
-        for n in range(2)
+        Unit(source="random", sample=n, piece=0, num_tokens=lengths[n], num_images=number)
+        for n, number in enumerate((min(images, 1), max(images - 1, 0)))
     )
     return Microbatch(
         cu_seqlens=torch.tensor([0, 70, 144, 160], dtype=torch.int32),
