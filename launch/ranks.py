@@ -7,19 +7,17 @@ run directory. Ranks end with this launcher, even by SIGKILL, since each asks th
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 
-from torch.distributed import TCPStore
-
-from megatron_vl.device.processes import LAUNCHER_VARIABLE
+from megatron_vl.device.processes import LAUNCHER_VARIABLE, STORE_VARIABLE
 from megatron_vl.train.run_dir import LOCK_VARIABLE, RunDirectory
 
 HOST = "127.0.0.1"
@@ -94,25 +92,28 @@ def start_local_ranks(
     the run was not interrupted, 128 + the signal's number after a signal, else the status of the rank that
     broke first; what that rank said is then the last thing on standard error.
     """
-    # The store lives here, as torchrun's does: its port is bound before any rank is told of it.
-    store = TCPStore(HOST, 0, is_master=True, wait_for_workers=False, timeout=timedelta(minutes=5))
     signals = _Signals()
     with ExitStack() as stack:
+        # Bound before any rank is told of it, so nobody else gets the port; rank 0 serves the store there. This
+        # process never imports torch.
+        listener = stack.enter_context(socket.create_server((HOST, 0)))
         for number in FORWARDED:
             stack.callback(signal.signal, number, signal.signal(number, signals.handle))
         try:
             for rank in range(num_processes):
-                environment = _environment(rank, num_processes, store.port, threads_per_process)
+                environment = _environment(rank, num_processes, listener, threads_per_process)
                 environment[LOCK_VARIABLE] = str(run.lock_descriptor)
                 command = [sys.executable, "-m", module, *argv]
-                signals.ranks.append(_start(rank, command, environment, run))
+                shared = [run.lock_descriptor, *([listener.fileno()] if rank == 0 else [])]
+                signals.ranks.append(_start(rank, command, environment, run.logs, shared))
+            listener.close()
             _wait(signals.ranks)
         finally:
             _signal_all(signals.ranks, signal.SIGKILL)
     return _conclude(signals, run)
 
 
-def _environment(rank: int, world_size: int, port: int, threads: int | None) -> dict[str, str]:
+def _environment(rank: int, world_size: int, store: socket.socket, threads: int | None) -> dict[str, str]:
     share = max(1, len(os.sched_getaffinity(0)) // world_size)
     ours = {
         "RANK": str(rank),
@@ -120,8 +121,8 @@ def _environment(rank: int, world_size: int, port: int, threads: int | None) -> 
         "WORLD_SIZE": str(world_size),
         "LOCAL_WORLD_SIZE": str(world_size),
         "MASTER_ADDR": HOST,
-        "MASTER_PORT": str(port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",  # torch: the store is served outside rank 0
+        "MASTER_PORT": str(store.getsockname()[1]),
+        STORE_VARIABLE: str(store.fileno()),
         LAUNCHER_VARIABLE: str(os.getpid()),
     }
     if threads is not None:
@@ -129,9 +130,11 @@ def _environment(rank: int, world_size: int, port: int, threads: int | None) -> 
     return {"OMP_NUM_THREADS": str(share), **os.environ, **ours}
 
 
-def _start(rank: int, command: list[str], environment: dict[str, str], run: RunDirectory) -> _Rank:
+def _start(
+    rank: int, command: list[str], environment: dict[str, str], logs: Path, shared: list[int]
+) -> _Rank:
     """Its own process group: a Ctrl-C in the terminal reaches the launcher alone, which passes it on once."""
-    log = run.logs / f"rank-{rank}.log"
+    log = logs / f"rank-{rank}.log"
     with log.open("ab") as file:
         start = file.tell()
         process = subprocess.Popen(
@@ -140,7 +143,7 @@ def _start(rank: int, command: list[str], environment: dict[str, str], run: RunD
             stdin=subprocess.DEVNULL,
             stdout=None if rank == 0 else file,
             stderr=file,
-            pass_fds=[run.lock_descriptor],
+            pass_fds=shared,
             process_group=0,
         )
     return _Rank(rank, process, log, start)

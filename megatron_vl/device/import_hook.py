@@ -9,25 +9,31 @@ imported. From then on
   the CPU, or `cuda_shim`. torch itself stays as it is. Patching torch.cuda instead does not work: autograd's
   threads do not see the patches, and torch.compile breaks on them.
 
-Bytecode of rewritten modules is neither read from nor written to disk: it would end up in runs with CUDA.
+Bytecode of rewritten modules lies beside the ordinary one under a name of its own, so runs with CUDA never see it.
 """
 
-import contextlib
-import gc
 import importlib
 import importlib.util
+import marshal
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
+from megatron_vl.device import source_rewrite
+from megatron_vl.device.garbage import collection_paused
 from megatron_vl.device.source_rewrite import SHIM_MODULE, SHIM_NAME, rewrite_for_cpu
 
 _ROOT = "megatron.core"
+_VARIANT = "cpu"  # as if it were a level of optimization: module.cpython-311.opt-cpu.pyc
+_HASHED_BYTECODE = (0b01).to_bytes(
+    4, "little"
+)  # PEP 552: valid by its hash, which Python itself need not check
 
 
 def install() -> None:
@@ -98,22 +104,29 @@ class _RewritingLoader(_RepairingLoader):
     """Loads a module rewritten for the CPU and mends it."""
 
     def get_code(self, fullname: str) -> CodeType:
-        """Compile the rewritten source. The base class would look for bytecode, and leave some, on disk."""
+        """The rewritten source's code: kept bytecode, if it is of this source and this rewrite, else compiled."""
         path = self.get_filename(fullname)
-        with _garbage_collection_paused():  # syntax trees are millions of objects, none of them garbage
-            return compile(rewrite_for_cpu(self.get_data(path), path), path, "exec", dont_inherit=True)
+        source = self.get_data(path)
+        kept = importlib.util.cache_from_source(path, optimization=_VARIANT)
+        digest = importlib.util.source_hash(_rewriter() + path.encode() + source)
+        header = importlib.util.MAGIC_NUMBER + _HASHED_BYTECODE + digest
+        bytecode = Path(kept).read_bytes() if Path(kept).exists() else b""
+        if bytecode.startswith(header):
+            loaded: CodeType = marshal.loads(memoryview(bytecode)[len(header) :])
+            return loaded
+        with collection_paused():  # syntax trees are millions of objects, none of them garbage
+            code: CodeType = compile(rewrite_for_cpu(source, path), path, "exec", dont_inherit=True)
+        if not sys.dont_write_bytecode:
+            self.set_data(
+                kept, header + marshal.dumps(code)
+            )  # whole or, where that is not allowed, not at all
+        return code
 
     def exec_module(self, module: ModuleType) -> None:
         module.__dict__[SHIM_NAME] = importlib.import_module(SHIM_MODULE)
         super().exec_module(module)
 
 
-@contextlib.contextmanager
-def _garbage_collection_paused() -> Iterator[None]:
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
+@cache
+def _rewriter() -> bytes:
+    return Path(source_rewrite.__file__).read_bytes()

@@ -4,29 +4,28 @@
 """
 
 import contextlib
-import functools
-import multiprocessing
-from multiprocessing.managers import SyncManager
+import multiprocessing.dummy
+from types import ModuleType
 from typing import Any
 
 import torch
 
 from megatron_vl.device.fused_adam import FusedAdam
-from megatron_vl.device.processes import die_with_parent
 
 _Repairs = dict[str, dict[str, Any]]  # module -> name in it -> value
 
 
-@functools.cache
-def _checkpoint_results_queue() -> Any:
-    """For `_get_write_results_queue`, through which a checkpoint's writers report.
+class _Threads:
+    """For torch.multiprocessing in `filesystem_async`: a checkpoint's writers are threads of their rank.
 
-    Megatron-core's has its queue served by a process that starts anew from the main module, for seconds and
-    hundreds of megabytes per rank, and outlives a rank that is killed.
+    Megatron-core forks them, from a process with threads whose locks may be held just then, and has their results
+    served by a process that starts anew from the main module, for seconds and hundreds of megabytes per rank, and
+    outlives a rank that is killed. Only saving in the background, which nothing here does, would need processes.
     """
-    manager = SyncManager(ctx=multiprocessing.get_context("fork"))
-    manager.start(initializer=die_with_parent)
-    return manager.Queue()
+
+    @staticmethod
+    def get_context(method: str) -> ModuleType:
+        return multiprocessing.dummy
 
 
 class _NoFP8:
@@ -51,9 +50,7 @@ def _as_numpy_on_cpu(tensor: Any, as_numpy: bool = False, record_stream: bool = 
 
 
 _EVERYWHERE: _Repairs = {
-    "megatron.core.dist_checkpointing.strategies.filesystem_async": {
-        "_get_write_results_queue": _checkpoint_results_queue
-    },
+    "megatron.core.dist_checkpointing.strategies.filesystem_async": {"mp": _Threads},
 }
 
 _WITHOUT_TRANSFORMER_ENGINE: _Repairs = {

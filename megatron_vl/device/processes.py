@@ -8,22 +8,34 @@ import os
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Self
 
 from megatron_vl.config.errors import UserError
 
 LAUNCHER_VARIABLE = "MEGATRON_VL_LAUNCHER"  # the local launcher's pid, for die_with_parent
+STORE_VARIABLE = "MEGATRON_VL_STORE"  # descriptor of a listening socket, where rank 0 serves the ranks' store
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @dataclass(frozen=True)
 class RankEnvironment:
-    """What a launcher tells each process that it starts."""
+    """What a launcher tells each process that it starts.
+
+    `store_descriptor`: of a socket that listens at the master's address, for rank 0 to serve the ranks' store there.
+    None where the store has another host.
+    """
 
     rank: int
     local_rank: int
     world_size: int
     master_addr: str
     master_port: int
+    store_descriptor: int | None = None
+
+    @classmethod
+    def alone(cls) -> Self:
+        """A world of one, in this process."""
+        return cls(rank=0, local_rank=0, world_size=1, master_addr="127.0.0.1", master_port=0)
 
 
 def rank_environment(environ: Mapping[str, str] = os.environ) -> RankEnvironment | None:
@@ -54,7 +66,10 @@ def rank_environment(environ: Mapping[str, str] = os.environ) -> RankEnvironment
             f"{names['rank']}={numbers['rank']} is not below {names['world_size']}={numbers['world_size']}"
         )
     port = _integer("MASTER_PORT", environ["MASTER_PORT"])
-    return RankEnvironment(master_addr=environ["MASTER_ADDR"], master_port=port, **numbers)
+    store = _integer(STORE_VARIABLE, environ[STORE_VARIABLE]) if STORE_VARIABLE in environ else None
+    return RankEnvironment(
+        master_addr=environ["MASTER_ADDR"], master_port=port, store_descriptor=store, **numbers
+    )
 
 
 def _integer(name: str, text: str) -> int:

@@ -1,8 +1,6 @@
 """What megatron-core cannot do on its own without TransformerEngine: each test fails without its repair."""
 
 import os
-import signal
-import time
 from pathlib import Path
 
 import psutil
@@ -128,21 +126,14 @@ def test_latent_attention_trains() -> None:
     assert all(gradient.abs().sum() > 0 for gradient in gradients.values())
 
 
-def save_and_be_killed(folder: Path) -> None:
+def processes_started_by_saving(folder: Path) -> list[str]:
     weight = ShardedTensor.from_rank_offsets("weight", torch.ones(4))
-    checkpoint = folder / "checkpoint"
-    checkpoint.mkdir()
-    dist_checkpointing.save({"weight": weight}, str(checkpoint))
-    (folder / "children").write_text(" ".join(str(child.pid) for child in psutil.Process().children()))
-    os.kill(os.getpid(), signal.SIGKILL)
+    folder.mkdir()
+    os.register_at_fork(before=(folder / "forked").touch)
+    dist_checkpointing.save({"weight": weight}, str(folder))
+    return [str(found) for found in (*psutil.Process().children(), *folder.glob("forked"))]
 
 
-def test_saving_leaves_no_process_behind_a_killed_rank(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="-9"):
-        run_ranks(1, save_and_be_killed, tmp_path)
-    children = [int(pid) for pid in (tmp_path / "children").read_text().split()]
-    deadline = time.monotonic() + 5
-    while any(psutil.pid_exists(pid) for pid in children) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert children
-    assert not [pid for pid in children if psutil.pid_exists(pid)]
+def test_saving_starts_no_processes(tmp_path: Path) -> None:
+    """Forks of a process with threads may hang, and whatever is started outlives a rank that is killed."""
+    assert run_ranks(1, processes_started_by_saving, tmp_path / "checkpoint") == [[]]

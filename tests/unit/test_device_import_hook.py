@@ -74,10 +74,11 @@ def facts(package: Path, prologue: str) -> dict[str, Any]:
 
 
 def bytecode(package: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in package.rglob("*.pyc")}
+    """Of the modules as they are."""
+    return {path.name: path.read_bytes() for path in package.rglob("*.pyc") if ".opt-cpu" not in path.name}
 
 
-def test_without_cuda_it_is_rewritten_and_leaves_no_trace(package: Path) -> None:
+def test_without_cuda_it_is_rewritten_and_runs_with_cuda_do_not_see_it(package: Path) -> None:
     before = bytecode(package)
     assert facts(package, WITHOUT_CUDA) == {
         "named": "cpu",
@@ -87,6 +88,25 @@ def test_without_cuda_it_is_rewritten_and_leaves_no_trace(package: Path) -> None
         "torch_cuda_is_untouched": True,
     }
     assert bytecode(package) == before
+
+
+def test_bytecode_of_what_was_rewritten_is_kept_until_the_source_changes(package: Path) -> None:
+    first = facts(package, WITHOUT_CUDA)
+    kept = package / "__pycache__" / f"optimizer.{sys.implementation.cache_tag}.opt-cpu.pyc"
+    written = kept.stat()
+    assert facts(package, WITHOUT_CUDA) == first
+    assert kept.stat().st_ino == written.st_ino
+    source = package / "optimizer.py"
+    times = source.stat()
+    source.write_text(OPTIMIZER.replace('NAMED = "cuda"', 'NAMED = "CUDA"'))
+    os.utime(source, ns=(times.st_atime_ns, times.st_mtime_ns))  # as long and as old as before
+    assert facts(package, WITHOUT_CUDA)["named"] == "CUDA"
+    assert kept.stat().st_ino != written.st_ino
+
+
+def test_bytecode_is_not_left_where_it_is_not_wanted(package: Path) -> None:
+    facts(package, "import sys; sys.dont_write_bytecode = True\n" + WITHOUT_CUDA)
+    assert not list(package.rglob("*.opt-cpu.pyc"))
 
 
 @pytest.mark.usefixtures("transformer_engine")

@@ -77,15 +77,26 @@ def test_ranks_know_their_place_and_only_rank_zero_speaks(
 def test_ranks_meet_in_a_process_group(launch: Launch, capfd: pytest.CaptureFixture[str]) -> None:
     status = launch(
         """
+        if rank == 0:
+            time.sleep(1)  # the others come first, and wait for the store
         import torch
-        torch.distributed.init_process_group("gloo")
+        from megatron_vl.device.machine import Device
+        from megatron_vl.device.process_group import destroy_distributed, initialize_distributed
+        from megatron_vl.device.processes import rank_environment
+        initialize_distributed(rank_environment(), Device("cpu"), timeout_seconds=60)
         total = torch.tensor(rank + 1)
         torch.distributed.all_reduce(total)
         print(total.item())
-        torch.distributed.destroy_process_group()
+        destroy_distributed()
         """
     )
     assert (status, capfd.readouterr().out) == (0, "3\n")
+
+
+def test_the_launcher_needs_no_torch() -> None:
+    """It takes seconds to import, and its threads and memory are the ranks' to have."""
+    script = "import launch.pretrain, launch.ranks, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
 def test_a_user_error_of_every_rank_is_printed_once_and_last(
