@@ -53,7 +53,7 @@ def evaluate(config: EvaluateConfig) -> int:
             )
         from launch.chat import chat
 
-        return chat(config, description, environment or _alone())
+        return chat(config, description, environment or RankEnvironment.alone())
     run = RunDirectory(config.run.dir)
     if run.status.exists():
         raise UserError(
@@ -116,17 +116,6 @@ def _data_of(config: EvaluateConfig, description: Description) -> DataConfig:
             "data.eos_token, data.image_token where they are not the released ones)"
         )
     return replace(config.data, tokenizer=str(tokenizer), **vars(description.tokens))
-
-
-def _alone() -> RankEnvironment:
-    """A world of one, in this process."""
-    return RankEnvironment(
-        rank=0,
-        local_rank=0,
-        world_size=1,
-        master_addr="127.0.0.1",
-        master_port=0,
-    )
 
 
 if __name__ == "__main__":

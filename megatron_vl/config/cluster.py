@@ -36,7 +36,8 @@ class EfficiencyConfig:
 class ClusterConfig:
     """`inside` joins the devices of a node, for each device; `between` joins nodes, for all devices of a node together.
 
-    `tensor_exposed_forward` and `_backward`: the share of tensor-parallel communication that nothing hides.
+    `calibration` is a file of times that `launch.plan calibrate=true` measured: they take the place of peaks and
+    efficiencies. `tensor_exposed`: what shows of tensor-parallel communication that runs beside matrix products.
     `straggler_factor`: how much longer than the typical device the slowest of a step takes.
     """
 
@@ -51,19 +52,18 @@ class ClusterConfig:
     inside: LinkConfig = field(default_factory=LinkConfig)
     between: LinkConfig = field(default_factory=LinkConfig)
     efficiency: EfficiencyConfig = field(default_factory=EfficiencyConfig)
-    tensor_exposed_forward: float = 0.0
-    tensor_exposed_backward: float = 0.0
+    tensor_exposed: float = 0.0
     straggler_factor: float = 0.0
     step_seconds: float = 0.0  # fixed: agreement between all ranks, launching the step
     chunk_seconds: float = 0.0  # fixed, of every forward or backward pass over a pipeline chunk
+    calibration: str | None = None
 
     @property
     def num_devices(self) -> int:
         return self.num_nodes * self.devices_per_node
 
 
-SHARES = ("tensor_exposed_forward", "tensor_exposed_backward")
-MAY_BE_ZERO = ("latency_seconds", "step_seconds", "chunk_seconds", *SHARES)
+MAY_BE_ZERO = ("latency_seconds", "step_seconds", "chunk_seconds", "tensor_exposed")
 
 
 def check_cluster(cluster: ClusterConfig) -> None:
@@ -79,7 +79,7 @@ def check_cluster(cluster: ClusterConfig) -> None:
             raise UserError(
                 f"{path}={value}: must be a finite number {'of at least' if name in MAY_BE_ZERO else 'above'} 0"
             )
-        if value > 1 and (name in SHARES or path.startswith("cluster.efficiency.")):
+        if value > 1 and (name == "tensor_exposed" or path.startswith("cluster.efficiency.")):
             raise UserError(f"{path}={value}: a share, must be at most 1")
     if cluster.straggler_factor < 1:
         raise UserError(

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from hydra.core.config_store import ConfigStore
 
+from megatron_vl.config.cluster import ClusterConfig
 from megatron_vl.config.data import DataConfig
 from megatron_vl.config.evaluate import EvaluationConfig
 from megatron_vl.config.model import ModelConfig
@@ -36,6 +37,9 @@ class PretrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     recompute: RecomputeConfig = field(default_factory=RecomputeConfig)
+    cluster: ClusterConfig = field(
+        default_factory=ClusterConfig
+    )  # for planning: parallel.layout=auto, launch.plan
     data: DataConfig = field(default_factory=DataConfig)
     stages: list[str] = field(default_factory=lambda: list(STAGE_NAMES))
     stage: StagesConfig = field(default_factory=StagesConfig)

@@ -18,11 +18,16 @@ from megatron_vl.planning.workload import Load
 
 @dataclass(frozen=True, kw_only=True)
 class TimedUnit:
-    """`prepare` turns a load into a call over fixed inputs. `num_modules` equal modules share what is measured."""
+    """`prepare` turns a load into a call over fixed inputs. `num_modules` equal modules share what is measured.
+    `drivers` are the load's fields that the time follows.
+
+    Where `module` is part of a model that is wrapped for data parallelism, adding its gradients up is measured too.
+    """
 
     module: nn.Module
     loads: tuple[Load, ...]
     prepare: Callable[[Load], Callable[[], Tensor]]
+    drivers: tuple[str, ...]
     num_modules: int = 1
 
 
@@ -56,13 +61,12 @@ def time_units(
     told: Callable[[int], None] = lambda _: None,
 ) -> dict[str, list[Timed]]:
     """Every unit for each of its loads. A first round warms up; `told` hears of every round that has ended."""
-    buffers = {name: _gradient_buffers(unit.module) for name, unit in units.items()}
     seen: dict[tuple[str, int], list[tuple[float, float, float]]] = {
         (name, index): [] for name, unit in units.items() for index in range(len(unit.loads))
     }
     for number in range(rounds + 1):
         for (name, index), seconds in seen.items():
-            once = _time_once(units[name], index, buffers[name], clock)
+            once = _time_once(units[name], index, clock)
             if number > 0:
                 seconds.append(once)
         told(number)
@@ -72,13 +76,11 @@ def time_units(
     }
 
 
-def _time_once(
-    unit: TimedUnit, index: int, buffers: Mapping[nn.Parameter, Tensor], clock: Callable[[], float]
-) -> tuple[float, float, float]:
+def _time_once(unit: TimedUnit, index: int, clock: Callable[[], float]) -> tuple[float, float, float]:
     call = unit.prepare(unit.loads[index])
     forwards, backwards = [], []
     for trains in (False, True):
-        with _weights_train(buffers, trains):
+        with _weights_train(unit.module, trains):
             start = clock()
             output = call()
             middle = clock()
@@ -90,29 +92,14 @@ def _time_once(
     return min(forwards), backwards[0], backwards[1]
 
 
-def _gradient_buffers(module: nn.Module) -> dict[nn.Parameter, Tensor]:
-    return {parameter: torch.zeros_like(parameter, dtype=torch.float32) for parameter in module.parameters()}
-
-
 @contextmanager
-def _weights_train(buffers: Mapping[nn.Parameter, Tensor], trains: bool) -> Iterator[None]:
-    """Gradients of weights are added up in fp32, as megatron-core's DistributedDataParallel does."""
-
-    def accumulate(parameter: Tensor) -> None:
-        if parameter.grad is not None:
-            buffers[parameter].add_(parameter.grad)  # type: ignore[index]
-            parameter.grad = None
-
-    handles = []
-    for parameter in buffers:
-        parameter.requires_grad_(trains)
-        if trains:
-            handles.append(parameter.register_post_accumulate_grad_hook(accumulate))
+def _weights_train(module: nn.Module, trains: bool) -> Iterator[None]:
+    """Whether the module's weights get gradients; they all did before, and do afterwards."""
+    module.requires_grad_(trains)
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        module.requires_grad_(True)
 
 
 def _median(unit: TimedUnit, index: int, seconds: list[tuple[float, float, float]]) -> Timed:

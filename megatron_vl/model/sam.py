@@ -48,9 +48,9 @@ class SamEncoder(VisionEncoder):
         if hd_NHWC is not None:
             # Published: added after downsampling. That is linear, so adding here is equal and half the work.
             features_NCHW = features_NCHW + self.hd_alpha * self.neck_hd(hd_NHWC.permute(0, 3, 1, 2))
-        return self._downsample(features_NCHW).flatten(2).transpose(1, 2)
+        return self.downsample(features_NCHW).flatten(2).transpose(1, 2)
 
-    def _downsample(self, features_NCHW: Tensor) -> Tensor:
+    def downsample(self, features_NCHW: Tensor) -> Tensor:
         """Resize to `resized_grid`, in fp32 whatever the weights' dtype, then the strided convolutions."""
         size = (self.resized_grid, self.resized_grid)
         resized_NCHW = F.interpolate(features_NCHW.float(), size, mode="bilinear", align_corners=False)

@@ -20,6 +20,7 @@ from megatron_vl.train.run_dir import RunDirectory
 FREE = (
     "parallel.",
     "recompute.",
+    "cluster.",
     "checkpoint.",
     "heldout.",
     "evaluation.",

@@ -1,0 +1,58 @@
+"""How to spread a model over a cluster: `python -m launch.plan model=M cluster=C 'stages=[joint]' [overrides]`.
+
+The best settings of each stage with their simulated time and memory, as a table or, with output=json, as an object in
+the last line. calibrate=true times this machine instead; verify=true builds ranks of the cluster without it.
+"""
+
+import os
+import sys
+
+from launch.command import run_command
+from megatron_vl.config.cluster import check_cluster
+from megatron_vl.config.errors import UserError
+from megatron_vl.config.model_check import check_model
+from megatron_vl.config.plan import OUTPUTS, PlanConfig, register_plan_schema
+from megatron_vl.device.processes import (
+    LAUNCHER_VARIABLE,
+    RankEnvironment,
+    die_with_parent,
+    rank_environment,
+)
+
+
+def plan(config: PlanConfig) -> int:
+    """Do what the configuration asks for. Returns the exit status."""
+    check_cluster(config.cluster)
+    check_model(config.model)
+    if config.output not in OUTPUTS:
+        raise UserError(f"output={config.output}: must be one of {', '.join(OUTPUTS)}")
+    if config.calibrate:
+        return _calibrate(config)
+    raise UserError("to be written")
+
+
+def _calibrate(config: PlanConfig) -> int:
+    """On parallel.tensor_size ranks of this machine, or as one of them."""
+    from launch.calibrate import calibrate, calibration_path
+
+    environment = rank_environment()
+    if environment is not None:
+        launcher = os.environ.get(LAUNCHER_VARIABLE)
+        die_with_parent(int(launcher) if launcher else None)
+        return calibrate(config, environment)
+    calibration_path(config)
+    if config.parallel.tensor_size == 1:
+        return calibrate(config, RankEnvironment.alone())
+    from launch.ranks import start_local_ranks
+    from megatron_vl.train.run_dir import RunDirectory
+
+    run = RunDirectory(config.run.dir)
+    run.acquire()
+    return start_local_ranks(
+        config.parallel.tensor_size, sys.argv[1:], run, config.run.threads_per_process or 1, "launch.plan"
+    )
+
+
+if __name__ == "__main__":
+    register_plan_schema()
+    run_command(plan, "plan")
