@@ -31,10 +31,12 @@ SILENCE = Volume()
 
 @dataclass(frozen=True, kw_only=True)
 class UnitVolume:
-    """Tensor-parallel collectives of each pass over a unit."""
+    """Tensor-parallel collectives of each pass over a unit. `covered` are those of the input gradient that run beside
+    the weight gradient's product, where there is one; the weight gradient's own run beside the input gradient's."""
 
     forward: Volume = field(default=SILENCE)
     input_gradient: Volume = field(default=SILENCE)
+    covered: Volume = field(default=SILENCE)
     weight_gradient: Volume = field(default=SILENCE)
 
 
@@ -47,27 +49,28 @@ def ring_seconds(volume: Volume, link: LinkConfig, group_size: int) -> float:
 def tensor_volume(name: str, load: Load, costs: CostModel) -> UnitVolume:
     """What unit `name` gathers and reduces among its tensor-parallel ranks.
 
-    A decoder layer enters and leaves two pairs of divided products. Without sequence parallelism the rows leave by an
-    all-reduce, and their gradients enter by one. With it rows are gathered and reduce-scattered, gradients too, and the
-    weight gradients gather once more what forward had gathered. Vision is whole everywhere and tells nothing.
+    A decoder layer has two pairs of divided products. Without sequence parallelism, their outputs are all-reduced, and
+    so are the gradients of their inputs. With it, rows are gathered before and reduce-scattered behind each pair,
+    gradients likewise, and the weight gradients gather once more what forward had gathered. Vision is whole everywhere
+    and tells nothing.
     """
     hidden_bytes = load.num_tokens * costs.model.language.hidden_size * costs.element_bytes
     ring = Volume(num_bytes=hidden_bytes, num_rounds=1)
     divided = costs.sequence_parallel
     if costs.tensor_size == 1:
         return UnitVolume()
-    if name == "decoder_layer":
+    if name == "decoder_layer" and divided:
         return UnitVolume(
-            forward=ring * 4, input_gradient=ring * 4, weight_gradient=ring * 2 if divided else SILENCE
+            forward=ring * 4, input_gradient=ring * 2, covered=ring * 2, weight_gradient=ring * 2
         )
+    if name == "decoder_layer":
+        return UnitVolume(forward=ring * 4, covered=ring * 4)
     if name == "embedding":  # its rows are whole until stage zero is left
         return UnitVolume(forward=ring * 2, input_gradient=ring if divided else SILENCE)
+    if name == "head" and divided:
+        return UnitVolume(forward=ring, covered=ring, weight_gradient=ring)
     if name == "head":
-        return UnitVolume(
-            forward=ring if divided else SILENCE,
-            input_gradient=ring if divided else ring * 2,
-            weight_gradient=ring if divided else SILENCE,
-        )
+        return UnitVolume(covered=ring * 2)
     if name == "loss":  # every token's largest logit; then its sum and its label's logit
         return UnitVolume(forward=Volume(num_bytes=6 * load.num_tokens * FP32_BYTES, num_rounds=4))
     return UnitVolume()

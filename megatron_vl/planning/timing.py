@@ -27,7 +27,11 @@ class Timing(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterTiming:
-    """Times from a cluster's figures: each kind of work at the share of the peak that it reaches, one after another."""
+    """Times from a cluster's figures: each kind of work at the share of the peak that it reaches, one after another.
+
+    Of communication beside a product, the cluster's `tensor_exposed` shows. A weight gradient's seconds have been
+    reduced by what its product hides of the input gradient's communication, which is whole where weights are frozen.
+    """
 
     cluster: ClusterConfig
     costs: CostModel
@@ -36,13 +40,15 @@ class ClusterTiming:
         """See Timing."""
         work = self.costs.unit(name, load)
         told = tensor_volume(name, load, self.costs)
-        forward, backward = self.cluster.tensor_exposed_forward, self.cluster.tensor_exposed_backward
+        weight_gradient = self._compute(name, work.weight_gradient)
+        covered, shown = self._tell(told.covered), self.cluster.tensor_exposed
+        hidden = min((1 - shown) * covered, weight_gradient)
         return PassSeconds(
-            forward=self._compute(name, work.forward) + forward * self._tell(told.forward),
+            forward=self._compute(name, work.forward) + self._tell(told.forward),
             input_gradient=self._compute(name, work.input_gradient)
-            + backward * self._tell(told.input_gradient),
-            weight_gradient=self._compute(name, work.weight_gradient)
-            + backward * self._tell(told.weight_gradient),
+            + self._tell(told.input_gradient)
+            + covered,
+            weight_gradient=weight_gradient - hidden + shown * self._tell(told.weight_gradient),
         )
 
     def _tell(self, volume: Volume) -> float:

@@ -61,15 +61,17 @@ class UnitWork:
         )
 
 
-def linear(rows: float, inputs: float, outputs: float, element_bytes: int) -> UnitWork:
-    """A matrix product of activations [rows, inputs] with weights [inputs, outputs].
+def product(rows: float, inputs: float, outputs: float) -> UnitWork:
+    """A matrix product of activations [rows, inputs] with weights [inputs, outputs]: all three passes multiply alike."""
+    flops = Work(matmul_flops=2 * rows * inputs * outputs)
+    return UnitWork(forward=flops, input_gradient=flops, weight_gradient=flops)
 
-    All three passes multiply as much. The weight gradient is then added to the fp32 buffer of gradients, whatever the
-    number of rows, even zero: every parameter that trains gets a gradient from every microbatch.
-    """
-    product = Work(matmul_flops=2 * rows * inputs * outputs)
+
+def linear(rows: float, inputs: float, outputs: float, element_bytes: int) -> UnitWork:
+    """A product whose weight gradient is then added to the fp32 buffer of gradients, whatever the number of rows, even
+    zero: every parameter that trains gets a gradient from every microbatch."""
     added = Work(moved_bytes=inputs * outputs * (element_bytes + 2 * MAIN_GRADIENT_BYTES))
-    return UnitWork(forward=product, input_gradient=product, weight_gradient=product + added)
+    return product(rows, inputs, outputs) + UnitWork(weight_gradient=added)
 
 
 def attention(pairs: float, key_width: float, value_width: float) -> UnitWork:
