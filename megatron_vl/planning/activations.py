@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from megatron_vl.config.model import LanguageConfig
 
 FP32 = 4  # bytes
+LOSS_BLOCK = 2**20  # logits that the loss takes in fp32 at once (model.vocabulary_loss)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +24,12 @@ class Activations:
     sequence_parallel: bool
     element_bytes: int
     fused: bool
-    trained: bool  # the decoder's weights
+    trained: frozenset[str]  # of config.train.PARTS
     recompute: str  # of planning.setting.RECOMPUTE
+
+    @property
+    def decoder_trains(self) -> bool:
+        return "decoder" in self.trained
 
     @property
     def num_local_tokens(self) -> int:
@@ -57,20 +62,20 @@ class Activations:
         statistics = FP32 * self.num_local_tokens
         if self.fused:
             return self.hidden + statistics
-        return FP32 * values * (2 if self.trained else 1) + statistics  # operators compute in fp32
+        return FP32 * values * (2 if self.decoder_trains else 1) + statistics  # operators compute in fp32
 
     @property
     def attention(self) -> int:
         """From the norm's output to the projection's input. Values are a view of the fused projection's output."""
         inputs = (
-            (self.hidden if self.trained else 0) + 3 * self.heads + 2 * self.heads
+            (self.hidden if self.decoder_trains else 0) + 3 * self.heads + 2 * self.heads
         )  # rotated queries and keys
         rotation = 0 if self.fused else 4 * self._rotation
-        output = self.heads if self.trained else 0
+        output = self.heads if self.decoder_trains else 0
         if self.recompute == "selective":
             return inputs + rotation + output
         # Segments' outputs are joined by a copy where there is no kernel for packed rows.
-        kernel = self.heads if not (self.fused and self.trained) else 0
+        kernel = self.heads if not (self.fused and self.decoder_trains) else 0
         return inputs + rotation + output + kernel + self.statistics
 
     @property
@@ -81,11 +86,10 @@ class Activations:
 
     @property
     def mlp(self) -> int:
-        """Gate and linear half in one tensor; then, without a fused kernel, silu(gate) and the linear half again (an
-        offset is added to it); the product, where the weights that it meets train."""
-        return (self.hidden if self.trained else 0) + (
-            (2 if self.fused else 4) + (1 if self.trained else 0)
-        ) * self.ffn
+        """The norm's output and the product, where the weights that they meet train; between them gate and linear half
+        in one tensor and, without a fused kernel, silu(gate) and the linear half again (an offset is added to it)."""
+        trained = self.hidden + self.ffn if self.decoder_trains else 0
+        return trained + (2 if self.fused else 4) * self.ffn
 
     @property
     def whole_layer(self) -> int:
@@ -99,16 +103,46 @@ class Activations:
 
     @property
     def layer_backward(self) -> int:
-        """The most that a layer's backward pass needs for a moment beside what was kept: gradients of the MLP's halves
-        and of the stream, or all of the layer again where it is recomputed."""
-        again = self.whole_layer if self.recompute == "full" else 0
-        return again + 3 * self.ffn + 2 * self.hidden
+        """What a layer's backward pass takes beside what is kept: the stream's gradient and, where SwiGLU's backward
+        begins, gradients of the product and of both halves, the product itself being gone; before that all of a
+        recomputed layer, whose input is kept."""
+        gradients = self.hidden + (2 if self.decoder_trains else 3) * self.ffn
+        return gradients + (self.whole_layer if self.recompute == "full" else 0)
+
+    @property
+    def exchanged(self) -> int:
+        """A chunk's input and output, which the schedule holds for the backward pass where autograd does not."""
+        input_bytes = 0 if self.fused or self.element_bytes == FP32 else self.hidden
+        return input_bytes + (0 if self.fused else self.hidden)  # on CUDA a sent output is freed
+
+    @property
+    def head(self) -> int:
+        """The final norm, its output where the head trains, the logits."""
+        return self.norm + self.logits + (self.hidden if "head" in self.trained else 0)
 
     @property
     def logits(self) -> int:
-        return self.num_tokens * self.language.vocab_size * self.element_bytes // self.tensor_size
+        return self.num_logits * self.element_bytes
 
     @property
-    def vocabulary_weight(self) -> int:
-        """The weights of the embedding or the head; a gradient of them before it is added to its fp32 buffer."""
+    def num_logits(self) -> int:
+        return self.num_tokens * self.language.vocab_size // self.tensor_size
+
+    @property
+    def head_backward(self) -> int:
+        """Beside what the head keeps, either two blocks of the loss in fp32 or, the logits' gradient having taken their
+        place, the gradients of input and weights, and the input that sequence parallelism gathers again."""
+        blocks = 0 if self.element_bytes == FP32 else 2 * min(LOSS_BLOCK, self.num_logits) * FP32
+        whole = self.num_tokens * self.language.hidden_size * self.element_bytes
+        if "head" not in self.trained:
+            return max(blocks, whole)
+        return max(blocks, (2 if self.sequence_parallel else 1) * whole + self._vocabulary_weight)
+
+    @property
+    def embedding_backward(self) -> int:
+        return self._vocabulary_weight if "embedding" in self.trained else 0
+
+    @property
+    def _vocabulary_weight(self) -> int:
+        """A gradient of the weights of embedding or head, before it is added to its fp32 buffer."""
         return self.language.vocab_size * self.language.hidden_size * self.element_bytes // self.tensor_size

@@ -78,7 +78,7 @@ def rank_memory(
         sequence_parallel=setting.sequence_parallel,
         element_bytes=element_bytes,
         fused=execution.fused,
-        trained="decoder" in workload.trained,
+        trained=workload.trained,
         recompute=setting.recompute,
     )
     vision = VisionActivations(
@@ -110,8 +110,8 @@ def _worst_moment(
     pipeline_size: int,
 ) -> tuple[int, int]:
     """What is kept, and what is needed besides, when both together are the most."""
-    kept = [_kept(chunk, language, vision) for chunk in chunks]
-    forward = [_forward(chunk, language, vision) for chunk in chunks]
+    kept = [_kept(chunk, language, vision, pipeline_size > 1) for chunk in chunks]
+    forward = [_forward(chunk, vision) for chunk in chunks]
     backward = [_backward(chunk, language, vision) for chunk in chunks]
     held, moments = 0, [(0, 0)]
     for step in passes:
@@ -125,23 +125,29 @@ def _worst_moment(
     return max(moments, key=sum)
 
 
-def _kept(chunk: str, language: Activations, vision: VisionActivations) -> int:
-    total = chunk.count("t") * language.layer
-    if "E" in chunk:
-        total += vision.kept
-    if "L" in chunk:
-        total += language.norm + language.hidden + language.logits
-    return total
+def _kept(chunk: str, language: Activations, vision: VisionActivations, is_pipelined: bool) -> int:
+    """By one microbatch, from a chunk's forward to its backward pass."""
+    layers = chunk.count("t") * language.layer + (language.exchanged if is_pipelined else 0)
+    return layers + (vision.kept if "E" in chunk else 0) + (language.head if "L" in chunk else 0)
 
 
-def _forward(chunk: str, language: Activations, vision: VisionActivations) -> int:
+def _forward(chunk: str, vision: VisionActivations) -> int:
+    """What a chunk's forward pass takes beside what it keeps: little, but for the encoders."""
     return vision.forward if "E" in chunk else 0
 
 
 def _backward(chunk: str, language: Activations, vision: VisionActivations) -> int:
-    return max(
-        language.layer_backward if "t" in chunk else 0, language.vocabulary_weight if "L" in chunk else 0
-    )
+    """What a chunk's backward pass takes at most beside all that is kept, which it frees from the head on."""
+    freed, moments = 0, [0]
+    if "L" in chunk:
+        moments.append(language.head_backward)
+        freed += language.head
+    if "t" in chunk:
+        moments.append(language.layer_backward - freed)
+        freed += chunk.count("t") * language.layer
+    if "E" in chunk:
+        moments.append(language.embedding_backward + vision.backward - freed)
+    return max(moments)
 
 
 def _passes(topology: Topology, pipeline_rank: int, num_microbatches: int) -> list[Pass]:

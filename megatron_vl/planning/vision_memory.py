@@ -45,6 +45,11 @@ class VisionActivations:
         return at_once * max(self._encoding(tower) for tower in towers(self.model.vision).values())
 
     @property
+    def backward(self) -> int:
+        """The most that the backward pass takes beside what is kept."""
+        return 0
+
+    @property
     def _adaptor(self) -> int:
         """The towers' features, the joined ones, and what follows each of the adaptor's GELUs."""
         width = sum(tower_widths(self.model).values())
