@@ -61,11 +61,7 @@ class StepTimes:
     def optimizer_seconds(self, chunks: list[str]) -> float:
         """Norm, clipping and update of this rank's shard, and clearing the buffer of gradients."""
         trained = sum(self.trained_parameters(chunk) for chunk in chunks)
-        num_bytes = trained * (ZEROED_BYTES + (UPDATE_BYTES + self.element_bytes) / self.topology.data_size)
-        cluster = self.cluster
-        return (
-            num_bytes / (cluster.memory_bytes_per_second * cluster.efficiency.memory) + cluster.step_seconds
-        )
+        return update_seconds(trained, self.topology.data_size, self.cluster, self.element_bytes)
 
     def trained_parameters(self, chunk: str) -> int:
         """Of one rank's part of a chunk."""
@@ -77,3 +73,12 @@ class StepTimes:
         size = self.topology.data_size
         volume = Volume(num_bytes=num_bytes, num_rounds=1 if num_bytes else 0)
         return ring_seconds(volume, data_link(self.cluster, self.topology), size)
+
+
+def update_seconds(
+    num_trained: float, data_size: int, cluster: ClusterConfig, element_bytes: int = 2
+) -> float:
+    """What follows the gradients of a rank's trained parameters: norm, clipping and update of its shard, clearing the
+    buffer, and what every step takes."""
+    num_bytes = num_trained * (ZEROED_BYTES + (UPDATE_BYTES + element_bytes) / data_size)
+    return num_bytes / (cluster.memory_bytes_per_second * cluster.efficiency.memory) + cluster.step_seconds

@@ -62,7 +62,7 @@ class UnitWork:
 
 
 def product(rows: float, inputs: float, outputs: float) -> UnitWork:
-    """A matrix product of activations [rows, inputs] with weights [inputs, outputs]: all three passes multiply alike."""
+    """A matrix product of activations [rows, inputs] with weights [inputs, outputs]; all passes multiply alike."""
     flops = Work(matmul_flops=2 * rows * inputs * outputs)
     return UnitWork(forward=flops, input_gradient=flops, weight_gradient=flops)
 
