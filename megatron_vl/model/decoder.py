@@ -26,6 +26,7 @@ from torch import Tensor
 
 from megatron_vl.config.model import LanguageConfig
 from megatron_vl.model.attention import PackedAttention, RMSNorm
+from megatron_vl.model.vocabulary_loss import vocabulary_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,10 +91,9 @@ class Decoder(MegatronModule):
     def token_losses(self, hidden_SBH: Tensor, labels_BS: Tensor) -> Tensor:
         """Cross-entropy of every position, [B, S] in fp32. Only on the last chunk."""
         logits_SBV, _ = self.head(hidden_SBH)
-        losses_SB: Tensor = tensor_parallel.vocab_parallel_cross_entropy(
-            logits_SBV.float(), labels_BS.transpose(0, 1).contiguous()
-        )
-        return losses_SB.transpose(0, 1)
+        labels_SB = labels_BS.transpose(0, 1)
+        losses = vocabulary_loss(logits_SBV.flatten(0, 1), labels_SB.flatten(), self.groups.tp)
+        return losses.view_as(labels_SB).transpose(0, 1)
 
     def logits(self, hidden_SBH: Tensor) -> Tensor:
         """Logits over the whole vocabulary, [S, B, V], on every tensor-parallel rank. Only on the last chunk."""

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 from megatron.core.distributed import (
     DistributedDataParallel,
@@ -11,6 +12,7 @@ from megatron.core.distributed import (
 )
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
 
 from megatron_vl.config.parallel import ParallelConfig
 from megatron_vl.parallel.groups import Groups
@@ -41,11 +43,19 @@ def distribute(
         )
         for index, chunk in enumerate(chunks)
     ]
-    config.finalize_model_grads_func = partial(finalize_model_grads, pg_collection=groups.collection)
+    config.finalize_model_grads_func = partial(_sum_over_ranks, pg_collection=groups.collection)
     if parallel.overlap_grad_reduce:
         no_sync = [chunk.no_sync for chunk in wrapped]
         config.no_sync_func = no_sync[0] if len(no_sync) == 1 else no_sync
     return wrapped
+
+
+def _sum_over_ranks(
+    chunks: list[DistributedDataParallel], num_tokens: Tensor | None, **arguments: Any
+) -> None:
+    """Finish the reductions. Given `num_tokens`, megatron-core would read it back from the device, to divide all
+    gradients by it: the optimizer's step does that, with the number that all ranks agree on anyway."""
+    finalize_model_grads(chunks, None, **arguments)
 
 
 def _trains_vision(chunk: MegatronModule) -> bool:

@@ -27,8 +27,8 @@ class PassResult:
 def run_microbatches(
     chunks: list[Any], microbatches: list[Microbatch], groups: Groups, forward_only: bool = False
 ) -> PassResult:
-    """Run megatron-core's schedule for this parallel setting; gradients are finalised and normalised by the
-    global number of supervised tokens.
+    """Run megatron-core's schedule for this parallel setting; gradients are summed over all ranks' tokens, and not
+    yet divided by their number.
 
     All microbatches of a step have the same number of tokens on every rank of a replica.
     """

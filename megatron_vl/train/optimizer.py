@@ -15,7 +15,6 @@ from megatron.core.optimizer import (
     get_megatron_optimizer,
     get_standard_config_overrides,
 )
-from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.optimizer_config import ParamKey
 from torch import Tensor
 
@@ -36,7 +35,7 @@ class Optimizer:
             group["lr"] = learning_rate * group["lr_mult"]
 
     def prepare(self) -> Tensor:
-        """Hand the finalised gradients to the optimizer.
+        """Hand the gradients, summed over all tokens of the step, to the optimizer.
 
         Returns:
             The sum of their squares over this rank's shards (a scalar in fp32): summed over all ranks it is the
@@ -48,10 +47,12 @@ class Optimizer:
             return torch.zeros((), device=self.device)
         return torch.stack(torch._foreach_norm(gradients)).square().sum()
 
-    def step(self, gradient_norm: float, max_norm: float) -> None:
-        """Clip by the global norm and update the weights."""
-        for part in self._parts():
-            clip_grad_by_total_norm_fp32(part.get_parameters(), max_norm, gradient_norm)
+    def step(self, gradient_scale: float) -> None:
+        """Multiply the gradients by `gradient_scale` and update the weights."""
+        parameters = [parameter for part in self._parts() for parameter in part.get_parameters()]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if gradients:
+            torch._foreach_mul_(gradients, gradient_scale)
         self.inner.step_with_ready_grads()
 
     def zero_gradients(self) -> None:

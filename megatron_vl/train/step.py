@@ -83,7 +83,7 @@ def train_step(
     told[10 + 2 * rank : 12 + 2 * rank] = torch.tensor(
         [vote.plan_group, vote.plan_digest], dtype=torch.float64
     )
-    mine = told.to(squares.device)
+    mine = told.to(squares.device, non_blocking=True)  # else the host would wait for the backward pass here
     mine[0] = squares
     if groups.is_last_stage and groups.tensor_rank == 0:
         mine[1], mine[2] = losses.loss_sum, losses.num_tokens
@@ -92,12 +92,13 @@ def train_step(
     stops, fetched, used, *plans = rest
     check_plans(plans[::2], plans[1::2])
 
-    norm = math.sqrt(squares_sum) if squares_sum >= 0 else math.nan
+    per_token = 1.0 / max(supervised, 1.0)
+    norm = math.sqrt(squares_sum) * per_token if squares_sum >= 0 else math.nan
     finite = math.isfinite(norm) and math.isfinite(loss_sum)
     if finite:
-        optimizer.step(norm, max_norm)
+        optimizer.step(per_token * min(1.0, max_norm / (norm + 1e-6)))
     return StepResult(
-        loss=loss_sum / supervised if supervised else 0.0,
+        loss=loss_sum * per_token,
         gradient_norm=norm,
         num_tokens=int(tokens),
         num_supervised_tokens=int(supervised),

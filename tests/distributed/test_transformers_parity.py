@@ -153,7 +153,9 @@ def compute(
         chunk.zero_grad_buffer()
     result = run_microbatches(chunks, batches, opened.groups)
     loss = float(result.loss_sum / result.num_tokens) if result.num_tokens else 0.0
-    gradients = {stored_name(name): value for name, value in gather(chunks, opened.groups, True).items()}
+    num_supervised = sum(int(batch.loss_mask_1S.sum()) for batch in batches if batch.loss_mask_1S is not None)
+    sums = gather(chunks, opened.groups, True)
+    gradients = {stored_name(name): value / num_supervised for name, value in sums.items()}
     return [row.squeeze(1) for row in logits], loss, gradients
 
 

@@ -136,6 +136,9 @@ def train(case: Case) -> Outcome:
     ]
     with parameters_at_rest(chunks):
         weights = gather(chunks, groups)
+    for sums, result in zip(gradients, results, strict=True):
+        for gradient in sums.values():
+            gradient /= result.num_supervised_tokens
     return Outcome(
         losses=[result.loss for result in results],
         norms=[result.gradient_norm for result in results],
