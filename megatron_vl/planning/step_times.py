@@ -1,8 +1,8 @@
 """What a step takes beside its microbatches: gathering parameters, reducing gradients, updating weights.
 
 The distributed optimizer: every data-parallel rank reduces its share of the gradients (fp32), updates it, and gathers
-the others' new parameters. Each chunk reduces its gradients at once when its last backward pass is done, beside the
-backward passes that remain, and gathers its parameters at its first forward pass, beside those before it.
+the others' new parameters. Each chunk reduces its gradients at once when its last backward pass is done, and gathers
+its parameters before its first forward pass; what of that shows is for who knows those times to say.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ ZEROED_BYTES = 4  # the gradient buffer, before the step
 
 @dataclass(frozen=True, kw_only=True)
 class StepTimes:
-    """One pipeline rank. `chunks` are its own, in order, as E, t and L."""
+    """One pipeline rank. Chunks are given as their E, t and L."""
 
     model: ModelConfig
     trained: frozenset[str]
@@ -38,25 +38,6 @@ class StepTimes:
     def gather_seconds(self, chunk: str) -> float:
         """All-gather of a chunk's trained parameters over the data-parallel group."""
         return self._ring(self.trained_parameters(chunk) * self.element_bytes)
-
-    def exposed_reduce_seconds(self, chunks: list[str], last_backward_seconds: list[float]) -> float:
-        """What is left of the reductions when a rank's last backward pass is done.
-
-        `last_backward_seconds`: of each chunk's backward pass over the last microbatch, the last chunk's first.
-        """
-        computed = reduced = 0.0
-        for chunk, seconds in zip(reversed(chunks), reversed(last_backward_seconds), strict=True):
-            computed += seconds
-            reduced = max(reduced, computed) + self.reduce_seconds(chunk)
-        return reduced - computed
-
-    def exposed_gather_seconds(self, chunks: list[str], first_forward_seconds: list[float]) -> float:
-        """How much later the first forward passes over a rank's chunks end for the gathers they wait for."""
-        gathered = computed = 0.0
-        for chunk, seconds in zip(chunks, first_forward_seconds, strict=True):
-            gathered += self.gather_seconds(chunk)
-            computed = max(computed, gathered) + seconds
-        return computed - sum(first_forward_seconds)
 
     def optimizer_seconds(self, chunks: list[str]) -> float:
         """Norm, clipping and update of this rank's shard, and clearing the buffer of gradients."""
