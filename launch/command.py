@@ -1,5 +1,6 @@
 """How commands compose the configuration, and how they end when a user can mend what is wrong."""
 
+import atexit
 import os
 import signal
 import sys
@@ -23,6 +24,15 @@ def run_command(task: Callable[[Any], int], config_name: str = "pretrain") -> No
     that meet the same error print it once. A Ctrl-C ends it with 130.
     """
     register_schemas()
+    ended_well: list[bool] = []
+
+    @atexit.register
+    def skip_finalization() -> None:
+        """The last to be called, as the first to be registered. Taking torch's modules apart costs a second."""
+        if ended_well == [True]:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
 
     @hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=config_name)
     def compose(tree: DictConfig) -> None:
@@ -35,6 +45,7 @@ def run_command(task: Callable[[Any], int], config_name: str = "pretrain") -> No
         except KeyboardInterrupt:  # asked for, so without a traceback
             print(file=sys.stderr, flush=True)  # ^C stands on the terminal's line
             status = 128 + signal.SIGINT
+        ended_well.append(status == 0)
         sys.stdout.flush()
         # Threads of a broken process group must not keep a failed rank alive.
         os._exit(status) if status else sys.exit(0)
@@ -51,4 +62,7 @@ def _is_first_to_report() -> bool:
     if not dist.is_initialized():
         return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
     store = dist.distributed_c10d._get_default_store()
-    return bool(store.add("megatron_vl/reported_errors", 1) == 1)
+    try:
+        return bool(store.add("megatron_vl/reported_errors", 1) == 1)
+    except dist.DistError:  # rank 0, which serves the store, has ended
+        return True

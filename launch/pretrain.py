@@ -9,6 +9,7 @@ import sys
 
 from launch.command import run_command
 from megatron_vl.config.root import PretrainConfig
+from megatron_vl.device.garbage import collection_paused
 from megatron_vl.device.processes import LAUNCHER_VARIABLE, die_with_parent, rank_environment
 from megatron_vl.train.resume import check_initial, find_start, is_complete
 from megatron_vl.train.run_dir import RunDirectory
@@ -43,7 +44,8 @@ def pretrain(config: PretrainConfig) -> int:
         check_suite(config.evaluation)
         open_sources(config.data, config.model, stages)
         return start_local_ranks(world_size, sys.argv[1:], run, config.run.threads_per_process)
-    from launch.rank import run_rank
+    with collection_paused():  # thousands of modules that all stay
+        from launch.rank import run_rank
 
     return run_rank(config, environment, stages, run)
 

@@ -10,7 +10,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from megatron_vl.data.microbatch import Microbatch
@@ -133,6 +132,8 @@ def assemble(
 
     Padding is `filler_id`. Raises ValueError where a unit's tokens are not as many as its segment is long.
     """
+    import torch  # seconds to import, and a launcher only checks what there is to load
+
     lengths = np.array(layout.segment_lengths, dtype=np.int64)
     inputs_1S = labels_1S = loss_mask_1S = None
     if tokens is not None:

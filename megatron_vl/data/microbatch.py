@@ -1,12 +1,18 @@
-"""What a rank computes at once, as tensors. Shapes: N images, C 3, H W pixels, S tokens of a microbatch."""
+"""What a rank computes at once, as tensors. Shapes: N images, C 3, H W pixels, S tokens of a microbatch.
+
+Imports no torch, which takes seconds: launchers import this with what checks their data.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from megatron_vl.data.types import Unit
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(kw_only=True)
@@ -35,17 +41,19 @@ class Microbatch:
         """Positions of the microbatch, padding included; known on every rank."""
         return int(self.cu_seqlens[-1])
 
-    def to(self, device: torch.device) -> "Microbatch":
+    def to(self, device: torch.device) -> Microbatch:
         """The same microbatch with its tensors on `device` (itself where they are there already)."""
         if self.cu_seqlens.device == device:
             return self
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def pinned(self) -> "Microbatch":
+    def pinned(self) -> Microbatch:
         """The same microbatch in page-locked memory, from where a copy to a GPU runs beside its work."""
-        return self._map(torch.Tensor.pin_memory)
+        return self._map(lambda tensor: tensor.pin_memory())
 
-    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Microbatch":
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Microbatch:
+        import torch
+
         changed: dict[str, Any] = {
             name: change(value) for name, value in vars(self).items() if isinstance(value, torch.Tensor)
         }

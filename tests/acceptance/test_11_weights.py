@@ -1,6 +1,7 @@
 """Weights leave a run for transformers and come back; a run goes on at other parallel sizes."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -29,23 +30,6 @@ def whole(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole") / "run"
     run(command(data_root, folder, *STEPS))
     return folder
-
-
-def test_a_run_goes_on_at_other_parallel_sizes(data_root: Path, whole: Path, tmp_path: Path) -> None:
-    """Two steps under an uneven pipeline, two under tensor parallelism; against four in one process."""
-    run(command(data_root, tmp_path / "first", *STEPS, *LAYOUT, "train.stop_at=2"))
-    name = "checkpoints/joint-00000002"
-    overrides = [f"checkpoint={tmp_path / 'first' / name}", f"output={tmp_path / 'second' / name}", *OTHER]
-    output = run([*command(Path(), Path())[:2], "launch.convert", "direction=reshard", *overrides])
-    assert "for TP 2, PP 1" in output
-    for folder in ("first", "second"):  # resharded or not
-        run(command(data_root, tmp_path / folder, *STEPS, *OTHER))
-    resharded = losses(tmp_path / "second")
-    assert resharded == losses(tmp_path / "first")[2:]
-    assert [step for step, _, _ in resharded] == [3, 4]
-    for (_, loss, norm), (_, expected_loss, expected_norm) in zip(resharded, losses(whole)[2:], strict=True):
-        assert loss == pytest.approx(expected_loss, rel=1e-5)
-        assert norm == pytest.approx(expected_norm, rel=1e-4)
 
 
 def test_out_to_transformers_and_back_into_training(data_root: Path, whole: Path, tmp_path: Path) -> None:
@@ -77,3 +61,40 @@ def test_out_to_transformers_and_back_into_training(data_root: Path, whole: Path
     )
     ((_, loss, _),) = losses(tmp_path / "next")
     assert loss < losses(whole)[0][1] - 0.5, "it began with other weights"
+
+
+@pytest.fixture(scope="module")
+def halfway(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two of the four steps, under an uneven pipeline. Not to be changed."""
+    folder = tmp_path_factory.mktemp("halfway") / "run"
+    run(command(data_root, folder, *STEPS, *LAYOUT, "train.stop_at=2"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def resumed(data_root: Path, halfway: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The other two steps under tensor parallelism, from the pipeline's checkpoint. Not to be changed."""
+    folder = tmp_path_factory.mktemp("resumed") / "run"
+    shutil.copytree(halfway, folder)
+    run(command(data_root, folder, *STEPS, *OTHER))
+    return folder
+
+
+def test_a_run_goes_on_at_other_parallel_sizes(whole: Path, resumed: Path) -> None:
+    """Two steps under an uneven pipeline, two under tensor parallelism; against four in one process."""
+    rows, expected = losses(resumed), losses(whole)
+    assert [step for step, _, _ in rows] == [1, 2, 3, 4]
+    for (_, loss, norm), (_, expected_loss, expected_norm) in zip(rows[2:], expected[2:], strict=True):
+        assert loss == pytest.approx(expected_loss, rel=1e-5)
+        assert norm == pytest.approx(expected_norm, rel=1e-4)
+
+
+def test_a_resharded_checkpoint_goes_on_as_the_one_it_was_made_of(
+    data_root: Path, halfway: Path, resumed: Path, tmp_path: Path
+) -> None:
+    name = "checkpoints/joint-00000002"
+    overrides = [f"checkpoint={halfway / name}", f"output={tmp_path / name}", *OTHER]
+    output = run([*command(Path(), Path())[:2], "launch.convert", "direction=reshard", *overrides])
+    assert "for TP 2, PP 1" in output
+    run(command(data_root, tmp_path, *STEPS, *OTHER))
+    assert losses(tmp_path) == losses(resumed)[2:]

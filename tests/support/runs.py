@@ -103,13 +103,31 @@ def start(arguments: list[str]) -> subprocess.Popen[str]:
 
 
 def finish(arguments: list[str], timeout_seconds: float = 240) -> tuple[int, str]:
-    """Run to the end. Returns the exit status and all that reached the screen."""
+    """Run to the end. Returns the exit status and all that reached the screen.
+
+    Raises TimeoutError: it ran longer; with what the screen and the logs of its ranks said last.
+    """
     process = start(arguments)
     try:
         output, _ = process.communicate(timeout=timeout_seconds)
+    except subprocess.TimeoutExpired as expired:
+        screen = (expired.output or b"").decode(errors="replace")
+        raise TimeoutError(
+            f"still ran after {timeout_seconds} s: {' '.join(arguments)}\nscreen: {_end(screen)}{_logs(arguments)}"
+        ) from None
     finally:
-        process.kill()
+        process.kill()  # the ranks die with it
     return process.returncode, output
+
+
+def _logs(arguments: list[str]) -> str:
+    folders = [word.removeprefix("run.dir=") for word in arguments if word.startswith("run.dir=")]
+    logs = [log for folder in folders for log in sorted(Path(folder).glob("logs/*.log"))]
+    return "".join(f"\n{log.name}: {_end(log.read_text(errors='replace'))}" for log in logs)
+
+
+def _end(text: str) -> str:
+    return "\n".join(text.rstrip().splitlines()[-20:])
 
 
 def metrics(run_dir: Path) -> list[dict[str, Any]]:

@@ -95,7 +95,7 @@ def test_ranks_meet_in_a_process_group(launch: Launch, capfd: pytest.CaptureFixt
 
 def test_the_launcher_needs_no_torch() -> None:
     """It takes seconds to import, and its threads and memory are the ranks' to have."""
-    script = "import launch.pretrain, launch.ranks, sys; sys.exit('torch' in sys.modules)"
+    script = "import launch.pretrain, launch.ranks, megatron_vl.train.sources, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
