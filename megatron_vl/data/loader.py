@@ -114,20 +114,26 @@ class UnitReader(Protocol):
 
 @dataclass(kw_only=True)
 class Failures:
-    """Units whose bytes could not be used on this rank, by cause, among all that it read."""
+    """Units whose bytes could not be used on this rank, by cause, among all that it was given.
+
+    `num_elsewhere`: units that failed on other ranks of the replica alone, which read what this one does not.
+    """
 
     num_units: int = 0
     num_failed: int = 0
+    num_elsewhere: int = 0
     causes: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
 
     def check(self, max_fraction: float) -> None:
-        """Raise UserError where more than `max_fraction` failed, once 100 units were read or 10 failed."""
-        enough = self.num_units >= 100 or self.num_failed >= 10
-        if enough and self.num_failed > max_fraction * self.num_units:
+        """Raise UserError where more than `max_fraction` failed, once 100 units were read or 10 failed; on ranks that
+        can say of what."""
+        num_failed = self.num_failed + self.num_elsewhere
+        enough = self.num_units >= 100 or num_failed >= 10
+        if self.examples and enough and num_failed > max_fraction * self.num_units:
             causes = ", ".join(f"{cause} ({count})" for cause, count in self.causes.most_common())
             raise UserError(
-                f"{self.num_failed} of {self.num_units} samples cannot be used, more than "
+                f"{num_failed} of {self.num_units} samples cannot be used, more than "
                 f"data.max_failed_fraction={max_fraction}: {causes}. For example: {'; '.join(self.examples)}"
             )
 

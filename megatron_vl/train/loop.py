@@ -123,9 +123,11 @@ def _train(stage: Stage, loaded: LoadedStep, run: Run) -> StepResult:
 
 
 def _agree(loaded: LoadedStep, stage: Stage) -> list[Microbatch]:
-    """The last pipeline stage masks what the first could not decode."""
-    failed = agree_on_plan(loaded.microbatches, loaded.plan.digest, stage.model.groups)
-    return [mask_failed(*pair) for pair in zip(loaded.microbatches, failed, strict=True)]
+    """The last pipeline stage masks what the ranks that read it could not decode."""
+    here = loaded.microbatches
+    failed = agree_on_plan(here, loaded.plan.digest, stage.model.groups)
+    stage.loader.failures.num_elsewhere += sum(map(len, failed)) - sum(len(one.failed_units) for one in here)
+    return [mask_failed(*pair) for pair in zip(here, failed, strict=True)]
 
 
 def _record(stage: Stage, run: Run, loaded: LoadedStep, result: StepResult) -> None:

@@ -105,9 +105,16 @@ def damage_images(root: Path, source: str, num_images: int) -> None:
     shard.write_bytes(bytes(data))
 
 
-@pytest.mark.parametrize("pipeline_size", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize(
+    ("pipeline_size", "placement"),
+    [
+        pytest.param(1, "replicated", marks=pytest.mark.slow),
+        pytest.param(2, "replicated", marks=pytest.mark.slow),
+        (2, "spread"),  # either stage may be the one that finds out
+    ],
+)
 def test_images_that_do_not_decode_are_masked_and_counted(
-    pipeline_size: int, data_root: Path, tmp_path: Path
+    pipeline_size: int, placement: str, data_root: Path, tmp_path: Path
 ) -> None:
     root = tmp_path / "data"
     shutil.copytree(data_root, root)
@@ -117,6 +124,7 @@ def test_images_that_do_not_decode_are_masked_and_counted(
         tmp_path / "run",
         *SHORT,
         f"parallel.pipeline_size={pipeline_size}",
+        f"parallel.vision_placement={placement}",
         "stage.adaptor.sources.photographs=0",
     )
     status, output = finish([*arguments, "data.max_failed_fraction=1.0"])

@@ -119,7 +119,13 @@ def test_failures_stop_the_run_past_the_threshold() -> None:
     ):
         failures.check(0.01)
     with pytest.raises(UserError, match="10 of 10"):
-        Failures(num_units=10, num_failed=10).check(0.5)
+        Failures(num_units=10, num_failed=10, examples=["sample 'a' in b"]).check(0.5)
+
+
+def test_failures_on_ranks_that_read_other_images_count_where_an_example_can_be_given() -> None:
+    Failures(num_units=100, num_elsewhere=3).check(0.02)
+    with pytest.raises(UserError, match=r"3 of 100 .*sample 'a'"):
+        Failures(num_units=100, num_failed=1, num_elsewhere=2, examples=["sample 'a' in b"]).check(0.02)
 
 
 def test_an_error_of_the_planner_reaches_the_loop_after_the_steps_before_it(source: LoaderSetup) -> None:
