@@ -8,6 +8,7 @@ times. Chunk c runs on rank c mod pipeline_size, as everywhere in planning.
 from collections import deque
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import chain
 from typing import Literal
 
 from megatron_vl.config.errors import UserError
@@ -74,8 +75,18 @@ class Schedule:
         return self.group_size or self.pipeline_size
 
     def passes(self, rank: int) -> list[Pass]:
-        """What `rank` computes, in order."""
-        return [action for action in self.program(rank) if isinstance(action, Pass)]
+        """What `rank` computes, in order: some forward passes, then forward and backward in turns, then backward."""
+        forwards, backwards = self.order(rank, "forward"), self.order(rank, "backward")
+        warmup = self.num_warmup(rank)
+        turns = chain.from_iterable(zip(forwards[warmup:], backwards, strict=False))
+        return [*forwards[:warmup], *turns, *backwards[len(forwards) - warmup :]]
+
+    def num_warmup(self, rank: int) -> int:
+        """How many forward passes `rank` makes before its first backward pass, but for the one right before it."""
+        after = self.pipeline_size - rank - 1
+        if self.virtual_size > 1:
+            after = 2 * after + (self.virtual_size - 1) * self.virtual_group
+        return min(after, self.virtual_size * self.num_microbatches)
 
     def program(self, rank: int) -> Program:
         """All that `rank` does, in order."""
@@ -125,7 +136,7 @@ def _exchange(*messages: Pass) -> Program:
 def _one_forward_one_backward(schedule: Schedule, rank: int) -> Program:
     """Every exchange blocks. Without pipelining there are none, and no warm-up."""
     forwards, backwards = schedule.order(rank, "forward"), schedule.order(rank, "backward")
-    warmup = min(schedule.pipeline_size - rank - 1, len(forwards))
+    warmup = schedule.num_warmup(rank)
     incoming, outgoing = schedule.message_to, schedule.message_from
     program: Program = []
     for forward in forwards[:warmup]:
@@ -161,7 +172,7 @@ class _Interleaved:
     def run(self) -> Program:
         forwards = self.schedule.order(self.rank, "forward")
         backwards = self.schedule.order(self.rank, "backward")
-        warmup = self._num_warmup(len(forwards))
+        warmup = self.schedule.num_warmup(self.rank)
         self.program += _exchange(*self.schedule.message_to(forwards[0]))
         for place, forward in enumerate(forwards[:warmup]):
             self._blocking(place, forward)
@@ -178,11 +189,6 @@ class _Interleaved:
             self._blocking(place, backward)
         self.program.append(Wait(self.sending["backward"]))
         return self.program
-
-    def _num_warmup(self, num_forwards: int) -> int:
-        schedule = self.schedule
-        filling = 2 * (schedule.pipeline_size - self.rank - 1)
-        return min(filling + (schedule.virtual_size - 1) * schedule.virtual_group, num_forwards)
 
     def _blocking(self, place: int, now: Pass) -> None:
         outgoing = self.schedule.message_from(now)
@@ -208,11 +214,8 @@ class _Interleaved:
         last = schedule.pipeline_size - 1
         closes_ring = self.rank == (0 if kind == "forward" else last)
         if not closes_ring:
-            return tuple(
-                message
-                for following in schedule.order(self.rank, kind)[place + 1 : place + 2]
-                for message in schedule.message_to(following)
-            )
+            following = schedule.order(self.rank, kind)[place + 1 : place + 2]
+            return schedule.message_to(following[0]) if following else ()
         if place < last:
             return ()
         other_end = schedule.order(last - self.rank, kind)[place - last]

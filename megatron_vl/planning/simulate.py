@@ -84,10 +84,13 @@ class Replay:
         return values[:, rank :: self.schedule.pipeline_size]
 
 
-def replay(schedule: Schedule, seconds: Array, message_seconds: float = 0.0) -> Replay:
+def replay(
+    schedule: Schedule, seconds: Array, message_seconds: float = 0.0, ready: Array | float = 0.0
+) -> Replay:
     """Run `schedule` with passes of `seconds` [2, num_chunks, num_microbatches, B], forward first.
 
-    `message_seconds`: from both sides' readiness to a message's arrival.
+    `message_seconds`: from both sides' readiness to a message's arrival. `ready` [num_chunks, B]: before when a chunk's
+    first forward pass cannot start, since its parameters are still being gathered.
     """
     shape = (2, schedule.num_chunks, schedule.num_microbatches)
     if seconds.shape[:-1] != shape:
@@ -96,9 +99,9 @@ def replay(schedule: Schedule, seconds: Array, message_seconds: float = 0.0) -> 
     num_passes = graph.num_passes
     durations = np.full((graph.num_nodes, seconds.shape[-1]), float(message_seconds))
     durations[:num_passes] = seconds.reshape(num_passes, -1)
-    durations[-1] = 0.0  # the beginning
     starts = np.zeros_like(durations)
     ends = np.zeros_like(durations)
+    ends[2 * num_passes : -1] = ready
     for nodes, earlier in graph.levels:
         starts[nodes] = ends[earlier].max(axis=1)
         ends[nodes] = starts[nodes] + durations[nodes]
@@ -111,7 +114,8 @@ def replay(schedule: Schedule, seconds: Array, message_seconds: float = 0.0) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class _Graph:
-    """Nodes: passes, in the order of a [kind, chunk, microbatch] array; messages likewise; last the beginning.
+    """Nodes: passes, in the order of a [kind, chunk, microbatch] array; messages likewise; each chunk's readiness; last
+    the beginning.
 
     A level's nodes [n] depend on nodes of earlier levels only, [n, most]; short rows repeat their first entry.
     """
@@ -124,8 +128,11 @@ class _Graph:
 @lru_cache(maxsize=128)
 def _graph(schedule: Schedule) -> _Graph:
     num_passes = 2 * schedule.num_chunks * schedule.num_microbatches
+    num_nodes = 2 * num_passes + schedule.num_chunks + 1
     earlier = _Solver(schedule).solve()
-    level: dict[int, int] = {2 * num_passes: 0}
+    for chunk in range(schedule.num_chunks):
+        earlier[chunk * schedule.num_microbatches] |= {2 * num_passes + chunk}
+    level: dict[int, int] = dict.fromkeys(range(2 * num_passes, num_nodes), 0)
     by_level: list[list[int]] = []
     for node, before in earlier.items():  # what a node needs precedes it
         level[node] = 1 + max(level[one] for one in before)
@@ -133,7 +140,7 @@ def _graph(schedule: Schedule) -> _Graph:
         by_level[level[node] - 1].append(node)
     return _Graph(
         num_passes=num_passes,
-        num_nodes=2 * num_passes + 1,
+        num_nodes=num_nodes,
         levels=[(np.array(nodes), _padded([earlier[node] for node in nodes])) for nodes in by_level],
     )
 
@@ -151,8 +158,8 @@ class _Solver:
         self.schedule = schedule
         self.num_passes = 2 * schedule.num_chunks * schedule.num_microbatches
         self.earlier: dict[int, frozenset[int]] = {}
-        beginning = frozenset({2 * self.num_passes})
-        self.done = [beginning] * schedule.pipeline_size  # what each rank has waited for
+        beginning = 2 * self.num_passes + schedule.num_chunks
+        self.done = [frozenset({beginning})] * schedule.pipeline_size  # what each rank has waited for
         self.offered: dict[int, frozenset[int]] = {}  # by one side: when
 
     def solve(self) -> dict[int, frozenset[int]]:
@@ -207,11 +214,6 @@ class _Solver:
 
 def _place(one: Pass) -> tuple[int, int, int]:
     return KINDS.index(one.kind), one.chunk, one.microbatch
-
-
-def rank_sums(per_chunk: Array, pipeline_size: int) -> Array:
-    """[num_chunks, ...] summed over each rank's chunks: [pipeline_size, ...]."""
-    return np.stack([per_chunk[rank::pipeline_size].sum(0) for rank in range(pipeline_size)])
 
 
 def case_of(forward: Sequence[float], backward: Sequence[float], num_microbatches: int) -> Array:

@@ -35,6 +35,7 @@ def replays(draw: st.DrawFn) -> tuple[Replay, np.ndarray, float]:
 def test_every_pass_runs_once_and_backward_after_forward(schedule: Schedule) -> None:
     for rank in range(schedule.pipeline_size):
         passes = schedule.passes(rank)
+        assert passes == [action for action in schedule.program(rank) if isinstance(action, Pass)]
         chunks = range(rank, schedule.num_chunks, schedule.pipeline_size)
         expected = {
             Pass(kind, chunk, microbatch)
