@@ -110,6 +110,23 @@ class Activations:
         return gradients + (self.whole_layer if self.recompute == "full" else 0)
 
     @property
+    def embedded(self) -> int:
+        """Stage zero's output, of which sequence parallelism's part is a view: kept whole, beside what the first norm
+        holds of it."""
+        held = self.hidden if self.fused or self.element_bytes == FP32 else 0
+        return self._whole - held
+
+    @property
+    def gathered(self) -> int:
+        """The buffer that sequence parallelism gathers inputs in, for good."""
+        return self._whole if self.sequence_parallel else 0
+
+    @property
+    def _whole(self) -> int:
+        """The stream without sequence parallelism."""
+        return self.num_tokens * self.language.hidden_size * self.element_bytes
+
+    @property
     def exchanged(self) -> int:
         """A chunk's input and output, which the schedule holds for the backward pass where autograd does not."""
         input_bytes = 0 if self.fused or self.element_bytes == FP32 else self.hidden
@@ -131,12 +148,10 @@ class Activations:
     @property
     def head_backward(self) -> int:
         """Beside what the head keeps, either two blocks of the loss in fp32 or, the logits' gradient having taken their
-        place, the gradients of input and weights, and the input that sequence parallelism gathers again."""
-        blocks = 0 if self.element_bytes == FP32 else 2 * min(LOSS_BLOCK, self.num_logits) * FP32
-        whole = self.num_tokens * self.language.hidden_size * self.element_bytes
-        if "head" not in self.trained:
-            return max(blocks, whole)
-        return max(blocks, (2 if self.sequence_parallel else 1) * whole + self._vocabulary_weight)
+        place, the gradients of input and weights."""
+        blocks = 0 if self.element_bytes == FP32 else min(2 * LOSS_BLOCK, self.num_logits) * FP32
+        weight = self._vocabulary_weight if "head" in self.trained else 0
+        return max(blocks, self._whole + weight)
 
     @property
     def embedding_backward(self) -> int:

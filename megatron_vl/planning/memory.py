@@ -1,8 +1,9 @@
 """Bytes that a rank needs: parameters, gradients, optimizer, and activations at the worst moment of its schedule.
 
-What CUDA adds (its context, NCCL's buffers, fragmentation) is not in here.
+What a device adds (CUDA's context, NCCL's buffers, fragmentation) is not in here.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 from megatron_vl.config.model import ModelConfig
@@ -12,12 +13,12 @@ from megatron_vl.planning.parameters import unit_parameters
 from megatron_vl.planning.passes import PART, chunk_units
 from megatron_vl.planning.schedule import Pass, Schedule
 from megatron_vl.planning.setting import Setting
-from megatron_vl.planning.topology import Topology
 from megatron_vl.planning.vision_memory import VisionActivations
 from megatron_vl.planning.workload import Workload
 
 ELEMENT_BYTES = {"fp32": 4, "bf16": 2}  # by train.precision
-MOMENT_BYTES = 2 * FP32  # Adam's two means
+ADAM_BYTES = 2 * FP32  # two means of every parameter that trains
+MAIN_BYTES = {"fp32": 0, "bf16": FP32}  # fp32 parameters are their own main parameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +29,9 @@ class RankMemory:
     gradients: int  # fp32 buffers of what trains
     optimizer: int  # this data-parallel rank's shard
     activations: int  # kept for backward passes to come
-    working: int  # of the pass that runs at that moment
-    pipeline: int  # gradients that are being exchanged
-    features: int  # of the whole step's images, encoded before the pipeline begins
+    working: int  # of what runs at that moment
+    communication: int  # gradients on their way between stages, what sequence parallelism gathers
+    features: int  # with vision_placement=spread: of the whole step's images
 
     @property
     def total(self) -> int:
@@ -39,20 +40,25 @@ class RankMemory:
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """How ranks compute. `fused`: TransformerEngine with flash attention, as on CUDA."""
+    """How ranks compute. `fused`: TransformerEngine with flash attention, as on CUDA; otherwise as on a CPU."""
 
-    precision: str = "bf16"
+    precision: str = "bf16"  # of ELEMENT_BYTES
     fused: bool = True
 
 
+CUDA_BF16 = Execution()
+
+
 def peak_bytes(
-    model: ModelConfig, workload: Workload, setting: Setting, execution: Execution = Execution()
+    model: ModelConfig, workload: Workload, setting: Setting, execution: Execution = CUDA_BF16
 ) -> int:
-    """The most that any rank needs."""
-    return max(
-        rank_memory(model, workload, setting, rank, execution).total
-        for rank in range(setting.topology.pipeline_size)
-    )
+    """The most that any rank needs.
+
+    Raises:
+        UserError: megatron-core does not interleave this number of microbatches.
+    """
+    ranks = range(setting.topology.pipeline_size)
+    return max(rank_memory(model, workload, setting, rank, execution).total for rank in ranks)
 
 
 def rank_memory(
@@ -60,107 +66,142 @@ def rank_memory(
     workload: Workload,
     setting: Setting,
     pipeline_rank: int,
-    execution: Execution = Execution(),
+    execution: Execution = CUDA_BF16,
 ) -> RankMemory:
-    """Of a rank at `pipeline_rank`, with `max_images_per_row` images in every row."""
-    topology = setting.topology
-    element_bytes = ELEMENT_BYTES[execution.precision]
-    chunks = parse_layout(setting.layout)[pipeline_rank :: topology.pipeline_size]
-    num_parameters, num_trained = _parameters(chunks, model, topology.tensor_size, workload.trained)
-    main_bytes = (
-        0 if execution.precision == "fp32" else FP32
-    )  # in fp32 parameters are their own main parameters
+    """Of a rank at `pipeline_rank`, in a step of which every row holds `max_images_per_row` images.
 
-    language = Activations(
+    Raises:
+        UserError: as `peak_bytes`.
+    """
+    topology, precision = setting.topology, execution.precision
+    chunks = parse_layout(setting.layout)[pipeline_rank :: topology.pipeline_size]
+    num_parameters, num_trained = _count_parameters(chunks, model, topology.tensor_size, workload.trained)
+    activations = _RankActivations(
+        chunks=chunks,
+        language=_language(model, workload, setting, execution),
+        vision=_vision(model, workload, setting, execution),
+        pipeline_size=topology.pipeline_size,
+    )
+    is_first = "E" in chunks[0]
+    copied, copied_gradients = (0, 0) if is_first else activations.vision.copied_encoders()
+    schedule = Schedule(
+        pipeline_size=topology.pipeline_size,
+        virtual_size=topology.virtual_size,
+        # The middle of a long step repeats itself.
+        num_microbatches=min(_num_microbatches(workload, setting), 4 * topology.pipeline_size),
+    )
+    kept, working = activations.worst_moment(schedule.passes(pipeline_rank))
+    return RankMemory(
+        parameters=num_parameters * ELEMENT_BYTES[precision] + copied,
+        gradients=num_trained * FP32 + copied_gradients,
+        optimizer=num_trained * (ADAM_BYTES + MAIN_BYTES[precision]) // topology.data_size,
+        activations=kept,
+        working=working,
+        communication=activations.communication,
+        features=activations.vision.ahead + (activations.vision.step_features if is_first else 0),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RankActivations:
+    """Activations of all microbatches on one rank; `chunks` are its own, as E, t and L."""
+
+    chunks: list[str]
+    language: Activations
+    vision: VisionActivations
+    pipeline_size: int
+
+    @property
+    def communication(self) -> int:
+        exchanged = 2 * self.language.hidden if self.pipeline_size > 1 else 0
+        return exchanged + self.language.gathered
+
+    def worst_moment(self, passes: list[Pass]) -> tuple[int, int]:
+        """What is kept, and what is needed besides, when both together are the most."""
+        return max([(0, self._outside_passes()), *self._moments(passes)], key=sum)
+
+    def _moments(self, passes: list[Pass]) -> Iterator[tuple[int, int]]:
+        kept = 0
+        for one in passes:
+            chunk = self.chunks[one.chunk // self.pipeline_size]
+            if one.kind == "forward":
+                yield kept, self._forward(chunk)
+                kept += self._kept(chunk)
+            else:
+                yield kept, self._backward(chunk)
+                kept -= self._kept(chunk)
+
+    def _outside_passes(self) -> int:
+        """Before the pipeline begins, or when it has ended."""
+        averaged = self.vision.averaged_gradients if "E" in self.chunks[0] else 0
+        return max(self.vision.around_pipeline, averaged)
+
+    def _kept(self, chunk: str) -> int:
+        """By one microbatch, from a chunk's forward to its backward pass."""
+        kept = chunk.count("t") * self.language.layer
+        if self.pipeline_size > 1:
+            kept += self.language.exchanged
+        if "E" in chunk:
+            kept += self.vision.kept + self.language.embedded
+        if "L" in chunk:
+            kept += self.language.head
+        return kept
+
+    def _forward(self, chunk: str) -> int:
+        """What a chunk's forward pass takes beside what it keeps: little, but for the encoders."""
+        return self.vision.forward if "E" in chunk else 0
+
+    def _backward(self, chunk: str) -> int:
+        """What a chunk's backward pass takes at most beside all that is kept, which it frees from the head on."""
+        freed, moments = 0, [0]
+        if "L" in chunk:
+            moments.append(self.language.head_backward)
+            freed += self.language.head
+        if "t" in chunk:
+            moments.append(self.language.layer_backward - freed)
+            freed += chunk.count("t") * self.language.layer
+        if "E" in chunk:
+            moments.append(self.language.embedding_backward + self.vision.backward - freed)
+        return max(moments)
+
+
+def _language(model: ModelConfig, workload: Workload, setting: Setting, execution: Execution) -> Activations:
+    return Activations(
         language=model.language,
         num_tokens=setting.micro_batch_size * workload.sequence_length,
-        tensor_size=topology.tensor_size,
+        tensor_size=setting.topology.tensor_size,
         sequence_parallel=setting.sequence_parallel,
-        element_bytes=element_bytes,
+        element_bytes=ELEMENT_BYTES[execution.precision],
         fused=execution.fused,
         trained=workload.trained,
         recompute=setting.recompute,
     )
-    vision = VisionActivations(
+
+
+def _vision(
+    model: ModelConfig, workload: Workload, setting: Setting, execution: Execution
+) -> VisionActivations:
+    num_images = setting.micro_batch_size * workload.max_images_per_row
+    return VisionActivations(
         model=model,
         trained=workload.trained,
-        num_images=setting.micro_batch_size * workload.max_images_per_row,
-        element_bytes=element_bytes,
+        num_images=num_images,
+        num_step_images=num_images * _num_microbatches(workload, setting),
+        placement=setting.vision_placement,
+        tensor_size=setting.topology.tensor_size,
+        model_size=setting.topology.model_size,
+        element_bytes=ELEMENT_BYTES[execution.precision],
+        fused=execution.fused,
         recompute=setting.recompute_vision,
     )
-    num_microbatches = workload.global_batch_size // (topology.data_size * setting.micro_batch_size)
-    passes = _passes(topology, pipeline_rank, num_microbatches)
-    activations, working = _worst_moment(chunks, language, vision, passes, topology.pipeline_size)
-    return RankMemory(
-        parameters=num_parameters * element_bytes,
-        gradients=num_trained * FP32,
-        optimizer=num_trained * (MOMENT_BYTES + main_bytes) // topology.data_size,
-        activations=activations,
-        working=working,
-        pipeline=2 * language.hidden if topology.pipeline_size > 1 else 0,
-        features=0,
-    )
 
 
-def _worst_moment(
-    chunks: list[str],
-    language: Activations,
-    vision: VisionActivations,
-    passes: list[Pass],
-    pipeline_size: int,
-) -> tuple[int, int]:
-    """What is kept, and what is needed besides, when both together are the most."""
-    kept = [_kept(chunk, language, vision, pipeline_size > 1) for chunk in chunks]
-    forward = [_forward(chunk, vision) for chunk in chunks]
-    backward = [_backward(chunk, language, vision) for chunk in chunks]
-    held, moments = 0, [(0, 0)]
-    for step in passes:
-        place = step.chunk // pipeline_size
-        if step.kind == "forward":
-            moments.append((held, forward[place]))
-            held += kept[place]
-        else:
-            moments.append((held, backward[place]))
-            held -= kept[place]
-    return max(moments, key=sum)
+def _num_microbatches(workload: Workload, setting: Setting) -> int:
+    """Of one replica's step."""
+    return workload.global_batch_size // (setting.topology.data_size * setting.micro_batch_size)
 
 
-def _kept(chunk: str, language: Activations, vision: VisionActivations, is_pipelined: bool) -> int:
-    """By one microbatch, from a chunk's forward to its backward pass."""
-    layers = chunk.count("t") * language.layer + (language.exchanged if is_pipelined else 0)
-    return layers + (vision.kept if "E" in chunk else 0) + (language.head if "L" in chunk else 0)
-
-
-def _forward(chunk: str, vision: VisionActivations) -> int:
-    """What a chunk's forward pass takes beside what it keeps: little, but for the encoders."""
-    return vision.forward if "E" in chunk else 0
-
-
-def _backward(chunk: str, language: Activations, vision: VisionActivations) -> int:
-    """What a chunk's backward pass takes at most beside all that is kept, which it frees from the head on."""
-    freed, moments = 0, [0]
-    if "L" in chunk:
-        moments.append(language.head_backward)
-        freed += language.head
-    if "t" in chunk:
-        moments.append(language.layer_backward - freed)
-        freed += chunk.count("t") * language.layer
-    if "E" in chunk:
-        moments.append(language.embedding_backward + vision.backward - freed)
-    return max(moments)
-
-
-def _passes(topology: Topology, pipeline_rank: int, num_microbatches: int) -> list[Pass]:
-    """Those of a rank, in order. What repeats itself in the middle of a long step is left out."""
-    schedule = Schedule(
-        pipeline_size=topology.pipeline_size,
-        virtual_size=topology.virtual_size,
-        num_microbatches=min(num_microbatches, 4 * topology.pipeline_size),
-    )
-    return schedule.passes(pipeline_rank)
-
-
-def _parameters(
+def _count_parameters(
     chunks: list[str], model: ModelConfig, tensor_size: int, trained: frozenset[str]
 ) -> tuple[int, int]:
     """How many a rank holds, and how many of these train."""

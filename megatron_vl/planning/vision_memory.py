@@ -1,72 +1,195 @@
-"""What one microbatch's images keep for the backward pass in stage zero, and what encoding them takes for a moment.
+"""What images take in stage zero: kept for the backward pass, for a moment of encoding, and ahead of the pipeline.
 
-Counted are storages, as autograd holds them for our modules.
+Counted are storages, as autograd holds them for our modules. C width of a tower, F of its MLP, T its patches.
 """
 
 from dataclasses import dataclass
 
 from megatron_vl.config.model import ModelConfig, SamConfig, SiglipConfig
-from megatron_vl.config.model_check import tokens_per_image, towers
+from megatron_vl.config.model_check import image_size, tokens_per_image, towers
 from megatron_vl.planning.activations import FP32
-from megatron_vl.planning.parameters import tower_widths
+from megatron_vl.planning.parameters import tower_widths, unit_parameters
+from megatron_vl.planning.passes import PART, adaptor_units, encoder_units
+
+SAM_PARTS = frozenset({"sam", "sam_downsample"})
 
 
 @dataclass(frozen=True, kw_only=True)
 class VisionActivations:
-    """Of `num_images` images on one rank, in bytes."""
+    """Of the images of one microbatch and of one step of a replica, on one rank, in bytes."""
 
     model: ModelConfig
-    trained: frozenset[str]
-    num_images: int
+    trained: frozenset[str]  # of config.train.PARTS
+    num_images: int  # of a microbatch
+    num_step_images: int  # of all microbatches of a replica
+    placement: str  # of planning.setting.PLACEMENTS
+    tensor_size: int
+    model_size: int  # ranks of a replica
     element_bytes: int
+    fused: bool
     recompute: bool
 
     @property
     def kept(self) -> int:
-        """By trained towers, and by the adaptor where it or a tower trains."""
-        kept = (
-            self.num_images * self._adaptor
-            if self.trained & {"siglip", "sam", "sam_downsample", "adaptor"}
-            else 0
-        )
-        siglip, sam = self.model.vision.siglip, self.model.vision.sam
-        if siglip is not None and "siglip" in self.trained:
-            tokens = (siglip.image_size // siglip.patch_size) ** 2
-            kept += self.num_images * siglip.num_layers * self._block(siglip, tokens)
-        if sam is not None and "sam" in self.trained:
-            tokens = (sam.image_size // sam.patch_size) ** 2
-            kept += self.num_images * sam.num_layers * self._block(sam, tokens)
-        return kept
+        """By one microbatch, from stage zero's forward to its backward pass."""
+        if self.placement == "spread":
+            return self.num_images * self._adaptor  # features are held for all microbatches (`ahead`)
+        inputs = self._features if self._adaptor else 0
+        return self._num_encoded * (self._trained_towers + inputs + self._adaptor)
 
     @property
     def forward(self) -> int:
-        """The most that encoding takes beside what it keeps."""
-        at_once = min(self.num_images, self.model.vision.max_images_per_forward)
-        return at_once * max(self._encoding(tower) for tower in towers(self.model.vision).values())
+        """What encoding a microbatch takes at most beside what it keeps."""
+        return self._encoding(self._num_encoded)
 
     @property
     def backward(self) -> int:
-        """The most that the backward pass takes beside what is kept."""
-        return 0
+        """What a microbatch's backward pass takes at most beside what is kept."""
+        return self._num_encoded * self._trained_backward
+
+    @property
+    def ahead(self) -> int:
+        """With `spread`, what a rank holds from before the pipeline begins to its end: its share of the images. The
+        first stage holds all features besides."""
+        if self.placement != "spread":
+            return 0
+        return self._step_share * 3 * image_size(self.model) ** 2
+
+    @property
+    def step_features(self) -> int:
+        """With `spread`, all images' features on the first stage, every share padded to the longest."""
+        return self._step_share * self.model_size * self._features if self.placement == "spread" else 0
+
+    @property
+    def around_pipeline(self) -> int:
+        """With `spread`, what encoding takes for a moment before the pipeline begins, or, where encoders train, when
+        they encode again after it has ended."""
+        if self.placement != "spread":
+            return 0
+        again = min(self._step_share, self.model.vision.max_images_per_forward)
+        shares = 2 * self._step_share * self._features
+        return shares + max(
+            self._encoding(self._step_share), again * (self._trained_towers + self._trained_backward)
+        )
+
+    def copied_encoders(self) -> tuple[int, int]:
+        """With `spread`, parameters and fp32 gradients of the encoders on ranks that do not hold stage zero."""
+        if self.placement != "spread":
+            return 0, 0
+        each = unit_parameters(self.model)
+        counts = [
+            (PART[unit] in self.trained, number * each[unit])
+            for unit, number in encoder_units(self.model).items()
+        ]
+        num_trained = sum(count for trains, count in counts if trains)
+        return sum(count for _, count in counts) * self.element_bytes, num_trained * FP32
+
+    @property
+    def averaged_gradients(self) -> int:
+        """At the end of a step tensor-parallel ranks average the gradients of vision in one fp32 copy."""
+        each = unit_parameters(self.model)
+        units = encoder_units(self.model) | adaptor_units(self.model)
+        num_trained = sum(number * each[unit] for unit, number in units.items() if PART[unit] in self.trained)
+        return num_trained * FP32 if self.tensor_size > 1 else 0
+
+    @property
+    def _num_encoded(self) -> int:
+        """Images of a microbatch that one rank of the first stage encodes within the pipeline."""
+        sharers = {"replicated": 1, "split": self.tensor_size}
+        return -(-self.num_images // sharers[self.placement]) if self.placement in sharers else 0
+
+    @property
+    def _step_share(self) -> int:
+        return -(-self.num_step_images // self.model_size)
+
+    @property
+    def _features(self) -> int:
+        """One image's, of all towers: the adaptor's input."""
+        return tokens_per_image(self.model) * sum(tower_widths(self.model).values()) * self.element_bytes
 
     @property
     def _adaptor(self) -> int:
-        """The towers' features, the joined ones, and what follows each of the adaptor's GELUs."""
-        width = sum(tower_widths(self.model).values())
-        depth = self.model.vision.adaptor.depth
-        values = width + 2 * (depth - 1) * self.model.language.hidden_size
-        return tokens_per_image(self.model) * values * self.element_bytes
+        """One image, where the adaptor or what is below it trains: before and after each GELU."""
+        if not self.trained & {"siglip", "adaptor", *SAM_PARTS}:
+            return 0
+        gelus = 2 * (self.model.vision.adaptor.depth - 1)
+        return gelus * tokens_per_image(self.model) * self.model.language.hidden_size * self.element_bytes
 
-    def _block(self, tower: SiglipConfig | SamConfig, num_tokens: int) -> int:
-        """Both norms' inputs and outputs, queries, keys and values, their outcome; the MLP before and after GELU."""
+    @property
+    def _trained_towers(self) -> int:
+        """One image, in the towers that train."""
+        siglip, sam = self.model.vision.siglip, self.model.vision.sam
+        kept = 0
+        if siglip is not None and "siglip" in self.trained:
+            kept += self._input(siglip) + siglip.num_layers * self._block(siglip)
+            kept += _num_patches(siglip) * siglip.width * self.element_bytes  # the final norm's input
+        if sam is not None and "sam" in self.trained:
+            kept += self._input(sam) + sam.num_layers * self._block(sam)
+        if sam is not None and self.trained & SAM_PARTS:
+            kept += self._downsampling(sam)
+        return kept
+
+    @property
+    def _trained_backward(self) -> int:
+        """One image: a block's gradients of the stream and of the MLP's inside, or all of a recomputed one."""
+        trained = [tower for name, tower in towers(self.model.vision).items() if name in self.trained]
+        gradients = [_num_patches(tower) * (tower.width + tower.ffn_hidden_size) for tower in trained]
+        again = [self._whole_block(tower) if self.recompute else 0 for tower in trained]
+        return max(gradients, default=0) * self.element_bytes + max(again, default=0)
+
+    def _input(self, tower: SiglipConfig | SamConfig) -> int:
+        """Pixels as the patch embedding takes them."""
+        return 3 * tower.image_size**2 * self.element_bytes
+
+    def _block(self, tower: SiglipConfig | SamConfig) -> int:
         if self.recompute:
-            return num_tokens * tower.width * self.element_bytes
-        values = 8 * tower.width + 2 * tower.ffn_hidden_size
-        statistics = FP32 * (4 + tower.num_heads)
-        return num_tokens * (values * self.element_bytes + statistics)
+            return _num_patches(tower) * tower.width * self.element_bytes
+        return self._whole_block(tower)
 
-    def _encoding(self, tower: SiglipConfig | SamConfig) -> int:
-        """One image's pixels in fp32 and as the tower takes them, the stream, and the MLP's two widths."""
-        num_tokens = (tower.image_size // tower.patch_size) ** 2
-        pixels = 3 * tower.image_size**2 * (FP32 + self.element_bytes)
-        return pixels + num_tokens * (2 * tower.width + 2 * tower.ffn_hidden_size) * self.element_bytes
+    def _whole_block(self, tower: SiglipConfig | SamConfig) -> int:
+        """Both norms' inputs, the second one's output, the MLP before and after GELU; attention's input, queries, keys
+        and values, its outcome. SAM's attention keeps them once more, lengthened by relative positions."""
+        num_patches = _num_patches(tower)
+        values = num_patches * (3 * tower.width + 2 * tower.ffn_hidden_size)
+        if isinstance(tower, SiglipConfig):
+            attention, statistics = 5 * tower.width * num_patches, tower.num_heads
+        else:
+            grid = tower.image_size // tower.patch_size
+            windows = -(-grid // tower.window_size)
+            lengthened = tower.num_heads * (tower.width // tower.num_heads + 2 * tower.window_size)
+            attention = (windows * tower.window_size) ** 2 * (7 * tower.width + 4 * lengthened)
+            statistics = tower.num_heads
+        return (values + attention) * self.element_bytes + FP32 * (4 + statistics) * num_patches
+
+    def _downsampling(self, sam: SamConfig) -> int:
+        """Necks (each norm's and convolution's input), the resized grid, and what further convolutions take."""
+        num_necks = 1 if sam.hd_layer is None else 2
+        necks = num_necks * _num_patches(sam) * (sam.width + 4 * sam.neck_width) * self.element_bytes
+        resized = sam.resized_grid**2
+        strided: int = sum(
+            resized // 4 ** (index + 1) * width for index, width in enumerate(sam.downsample_widths[:-1])
+        )
+        return necks + (resized * sam.neck_width + strided) * self.element_bytes
+
+    def _encoding(self, num_images: int) -> int:
+        """Of the images that are encoded at once: pixels in fp32, and what the worst tower takes."""
+        at_once = min(num_images, self.model.vision.max_images_per_forward)
+        pixels = 3 * image_size(self.model) ** 2 * FP32
+        worst = max(self._input(tower) + self._pass(tower) for tower in towers(self.model.vision).values())
+        return at_once * (pixels + worst)
+
+    def _pass(self, tower: SiglipConfig | SamConfig) -> int:
+        """One image inside a block that keeps nothing: the stream twice, a norm's output, the MLP before and after
+        GELU; in SAM also the stream that the HD branch waits for, and windows. Its folded attention (on CUDA) takes
+        more: queries, keys and values, all three and their outcome lengthened threefold, and two tables."""
+        values = 3 * tower.width + 2 * tower.ffn_hidden_size
+        if isinstance(tower, SamConfig):
+            held = (3 if tower.hd_layer is not None else 2) * tower.width
+            values = held + 2 * tower.width + 2 * tower.ffn_hidden_size
+            if self.fused:
+                values = max(values, held + (3 + 4 * 3 + 2) * tower.width)
+        return _num_patches(tower) * values * self.element_bytes
+
+
+def _num_patches(tower: SiglipConfig | SamConfig) -> int:
+    return int((tower.image_size // tower.patch_size) ** 2)
