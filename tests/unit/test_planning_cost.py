@@ -15,6 +15,7 @@ from megatron_vl.model.adaptor import build_adaptor
 from megatron_vl.model.encoders import build_encoders, build_towers, part_of
 from megatron_vl.model.sam import SamEncoder
 from megatron_vl.planning.cost import CostModel
+from megatron_vl.planning.parameters import unit_parameters
 from megatron_vl.planning.passes import (
     Passes,
     adaptor_units,
@@ -253,3 +254,18 @@ def test_costs_are_linear(name: str, folded: bool) -> None:
         assert twice_work.forward == once_work.forward * 2
         assert twice_work.input_gradient == once_work.input_gradient * 2
         assert twice_work.weight_gradient.flops == 2 * once_work.weight_gradient.flops
+
+
+@pytest.mark.parametrize("tensor_size", [1, 2])
+def test_every_microbatch_adds_its_weight_gradients_to_the_fp32_buffer(tensor_size: int) -> None:
+    """Also one without tokens or images: what is read and written is two bytes of gradient and eight of buffer for each
+    parameter of a product (biases and norms are next to nothing; the embedding's gradient is first cleared)."""
+    model = full_size("deepseek_vl_7b")
+    costs = CostModel(model=model, tensor_size=tensor_size)
+    nothing = Load(num_tokens=0, num_images=0, num_pairs=0)
+    parameters = unit_parameters(model, tensor_size)
+    for unit in chunk_units("EtL", model):
+        if not unit.endswith("_patch"):  # most parameters there are positions
+            moved = costs.unit(unit, nothing).weight_gradient.moved_bytes
+            each = 12 if unit == "embedding" else 10 if unit not in ("final_norm", "loss") else 0
+            assert moved == pytest.approx(each * parameters.get(unit, 0), rel=0.01), unit
