@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, UntypedStorage
+from torch import Tensor, UntypedStorage, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -72,14 +72,16 @@ class HeldMemory:
         return self.parameters + self.gradients + self.optimizer
 
 
-def held_memory(chunks: Iterable[Any], optimizer: Any) -> HeldMemory:
-    """Of megatron-core's wrapped chunks and its optimizer, which has taken a step."""
-    chunks = list(chunks)
+def held_memory(chunks: Iterable[Any], optimizer: Any, copies: Iterable[nn.Parameter] = ()) -> HeldMemory:
+    """Of megatron-core's wrapped chunks, of its optimizer, which has taken a step, and of copies of other ranks'
+    parameters, which may have a `main_grad`."""
+    chunks, copies = list(chunks), list(copies)
     gradients = [buffer.grad_data for chunk in chunks for buffer in chunk.buffers]
+    gradients += [copy.main_grad for copy in copies if hasattr(copy, "main_grad")]
     parameters = [parameter for chunk in chunks for parameter in chunk.parameters()]
     seen: set[int] = set()
     return HeldMemory(
-        parameters=_storage_bytes(parameters, seen),
+        parameters=_storage_bytes([*parameters, *copies], seen),
         gradients=_storage_bytes(gradients, seen),
         optimizer=_storage_bytes(_optimizer_tensors(optimizer), seen),
     )

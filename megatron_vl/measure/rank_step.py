@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,11 +15,13 @@ from megatron_vl.config.parallel import ParallelConfig, RecomputeConfig
 from megatron_vl.data.microbatch import Microbatch
 from megatron_vl.measure.memory_count import HeldMemory, LiveStorages, held_memory
 from megatron_vl.measure.without_data import META, without_data
+from megatron_vl.model.spread import Spread, spread_encoders
 from megatron_vl.model.transformer_config import Division, transformer_config
 from megatron_vl.model.vlm import BuildOptions, VisionLanguageModel, build_chunks, freeze
 from megatron_vl.parallel.gradients import distribute
 from megatron_vl.parallel.groups import Groups
 from megatron_vl.parallel.pipeline import run_microbatches
+from megatron_vl.parallel.shares import image_sharing
 from megatron_vl.planning.setting import Setting
 from megatron_vl.planning.workload import Workload
 
@@ -45,9 +47,7 @@ def run_rank_step(
     groups: Groups,
 ) -> RankStep:
     """Build this rank's model and take a multimodal step in which every row holds `max_images_per_row` images."""
-    microbatches = [
-        _microbatch(model, workload, setting.micro_batch_size, groups) for _ in range(num_microbatches)
-    ]
+    microbatches = _microbatches(model, workload, setting, num_microbatches, groups)
     with without_data(), LiveStorages() as live:
         live.leave_out(
             tensor for one in microbatches for tensor in vars(one).values() if torch.is_tensor(tensor)
@@ -56,8 +56,14 @@ def run_rank_step(
         optimizer = _optimizer(chunks, precision)
         optimizer.prepare_grads()
         optimizer.step_with_ready_grads()  # Adam's means are made by the first step
-        held = held_memory(chunks, optimizer)
+        spread = None
+        if setting.vision_placement == "spread":
+            parts, recompute = sorted(workload.trained), setting.recompute_vision
+            spread = spread_encoders(chunks, model.vision, parts, groups, recompute)
+        held = held_memory(chunks, optimizer, [] if spread is None else spread.towers.parameters())
         live.restart_peak()
+        if spread is not None:
+            microbatches = _encode_ahead(spread, microbatches)
         with _output_shapes(chunks) as shapes:
             run_microbatches(chunks, microbatches, groups)
     return RankStep(
@@ -87,6 +93,7 @@ def _build(
         virtual_size=setting.topology.virtual_size,
         sequence_parallel=setting.sequence_parallel,
         layout=setting.layout,
+        vision_placement=setting.vision_placement,
     )
     return list(distribute(chunks, config, parallel, groups))
 
@@ -104,26 +111,52 @@ def _optimizer(chunks: list[Any], precision: str) -> Any:
     return get_megatron_optimizer(config, chunks, use_gloo_process_groups=False)
 
 
+def _microbatches(
+    model: ModelConfig, workload: Workload, setting: Setting, number: int, groups: Groups
+) -> list[Microbatch]:
+    """With the images that this rank encodes, and what else its stage needs."""
+    num_images = setting.micro_batch_size * workload.max_images_per_row
+    is_encoder = groups.is_first_stage or setting.vision_placement == "spread"
+    shares = image_sharing(setting.vision_placement, groups).shares([num_images] * number)
+    side = image_size(model)
+    whole = _microbatch(model, workload, setting.micro_batch_size, groups)
+    return [
+        replace(
+            whole,
+            images_NCHW=torch.empty(len(share), 3, side, side, dtype=torch.uint8, device=META)
+            if is_encoder
+            else None,
+            shares_images=setting.vision_placement == "split",
+        )
+        for share in shares
+    ]
+
+
 def _microbatch(model: ModelConfig, workload: Workload, num_rows: int, groups: Groups) -> Microbatch:
-    """Rows of one segment each. Tokens are real: their images are looked for."""
+    """Rows of one segment each, without the images. Tokens are real: the images' places are looked for."""
     num_tokens = num_rows * workload.sequence_length
     num_images = num_rows * workload.max_images_per_row
     tokens = torch.full((1, num_tokens), TEXT_TOKEN)
     tokens[0, : num_images * tokens_per_image(model)] = IMAGE_TOKEN
-    side = image_size(model)
-    images = torch.empty(num_images, 3, side, side, dtype=torch.uint8, device=META)
-    is_first, is_last = groups.is_first_stage, groups.is_last_stage
     return Microbatch(
         cu_seqlens=torch.arange(0, num_tokens + 1, workload.sequence_length, dtype=torch.int32),
         max_seqlen=workload.sequence_length,
         num_images=num_images,
         units=(),
         segment_units=(),
-        tokens_1S=tokens if is_first else None,
-        images_NCHW=images if is_first else None,
-        labels_1S=tokens if is_last else None,
-        loss_mask_1S=torch.ones(1, num_tokens) if is_last else None,
+        tokens_1S=tokens if groups.is_first_stage else None,
+        images_NCHW=None,
+        labels_1S=tokens if groups.is_last_stage else None,
+        loss_mask_1S=torch.ones(1, num_tokens) if groups.is_last_stage else None,
     )
+
+
+def _encode_ahead(spread: Spread, microbatches: list[Microbatch]) -> list[Microbatch]:
+    """As the training step does."""
+    images = [one.images_NCHW for one in microbatches if one.images_NCHW is not None]
+    features = spread.encode(images, [one.num_images for one in microbatches])
+    pairs = zip(microbatches, features, strict=True)
+    return [replace(one, images_NCHW=None, features_NTC=of_one) for one, of_one in pairs]
 
 
 @contextmanager
