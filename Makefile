@@ -8,7 +8,9 @@ TORCH_INDEX_URL ?=
 PYTEST_ARGS ?=
 
 BIN := .venv/bin
-# Byte code comes with the first import, for what is imported: it is a third of the installation's work.
+# Byte code comes with the first import, for what is imported: it is a third of the installation's work. Without it
+# every process would compile anew, for seconds.
+unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile -c constraints.txt
 ENVIRONMENT := .venv/.complete
 RUN := runs/quickstart

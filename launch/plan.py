@@ -7,7 +7,10 @@ the last line. calibrate=true times this machine instead; verify=true builds ran
 import os
 import sys
 
+from rich.console import Console
+
 from launch.command import run_command
+from launch.plan_output import StagePlan, show
 from megatron_vl.config.cluster import check_cluster
 from megatron_vl.config.errors import UserError
 from megatron_vl.config.model_check import check_model
@@ -18,6 +21,9 @@ from megatron_vl.device.processes import (
     die_with_parent,
     rank_environment,
 )
+from megatron_vl.planning.search import search
+from megatron_vl.train.division import stage_problem
+from megatron_vl.train.settings import stage_values
 
 
 def plan(config: PlanConfig) -> int:
@@ -28,7 +34,16 @@ def plan(config: PlanConfig) -> int:
         raise UserError(f"output={config.output}: must be one of {', '.join(OUTPUTS)}")
     if config.calibrate:
         return _calibrate(config)
-    raise UserError("to be written")
+    plans = [_plan_stage(config, name) for name in config.stages]
+    show(config, plans)
+    return 0
+
+
+def _plan_stage(config: PlanConfig, name: str) -> StagePlan:
+    values = stage_values(config, name)
+    problem = stage_problem(config, name, values)
+    with Console(stderr=True).status(f"stage {name}: looking for the best settings"):
+        return StagePlan(problem=problem, found=search(problem, config.search, config.top))
 
 
 def _calibrate(config: PlanConfig) -> int:

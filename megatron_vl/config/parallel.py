@@ -10,7 +10,8 @@ class ParallelConfig:
     """Parallel sizes. The data-parallel size is what remains: world / (tensor_size * pipeline_size).
 
     `layout` is megatron-core's pipeline layout string ("Et|tttL": E stage zero, t one decoder layer, L head and
-    loss, stages separated by |, virtual stages included); null divides the layers evenly.
+    loss, stages separated by |, virtual stages included); null divides the layers evenly; auto has planning find the
+    layout that makes each stage's steps fastest on `cluster`.
 
     `vision_placement` says which ranks encode the images of a replica's step. `replicated`: every tensor-parallel
     rank of stage zero all of them (the paper's way). `split`: each of these ranks its share, with encoders and

@@ -18,6 +18,12 @@ def divide(language: LanguageConfig, parallel: ParallelConfig, world_size: int) 
     Raises:
         UserError: the ranks, the model's sizes or its layers do not divide so.
     """
+    topology = grid_of(language, parallel, world_size)
+    return topology, resolve_layout(parallel.layout, language.num_layers, topology)
+
+
+def grid_of(language: LanguageConfig, parallel: ParallelConfig, world_size: int) -> Topology:
+    """The grid alone. Raises UserError where the ranks or the model's sizes do not divide so."""
     topology = Topology(
         world_size=world_size,
         tensor_size=parallel.tensor_size,
@@ -25,7 +31,7 @@ def divide(language: LanguageConfig, parallel: ParallelConfig, world_size: int) 
         virtual_size=parallel.virtual_size,
     )
     check_tensor_size(language, parallel.tensor_size, parallel.sequence_parallel)
-    return topology, resolve_layout(parallel.layout, language.num_layers, topology)
+    return topology
 
 
 def resolve_layout(layout: str | None, num_layers: int, topology: Topology) -> str:
@@ -36,6 +42,10 @@ def resolve_layout(layout: str | None, num_layers: int, topology: Topology) -> s
     """
     if layout is None:
         return even_layout(num_layers, topology)
+    if layout == "auto":
+        raise UserError(
+            "parallel.layout=auto is for training, which plans its stages; give a layout here, or null"
+        )
     chunks = parse_layout(layout)
     if len(chunks) != topology.num_chunks:
         raise UserError(

@@ -9,8 +9,9 @@ from megatron_vl.config.model_check import check_model
 from megatron_vl.config.parallel import VISION_PLACEMENTS, ParallelConfig
 from megatron_vl.config.root import STAGE_NAMES, PretrainConfig
 from megatron_vl.config.train import PARTS, PRECISIONS, SCHEDULES, TRACKING_MODES, StageConfig
-from megatron_vl.planning.layout import divide
+from megatron_vl.planning.layout import grid_of
 from megatron_vl.planning.topology import Topology, check_batch_sizes
+from megatron_vl.train.division import stage_layout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,10 +66,9 @@ def stage_parallel(config: PretrainConfig, name: str) -> ParallelConfig:
 
 
 def _resolve_stage(config: PretrainConfig, name: str, world_size: int, first: int) -> StageSettings:
-    values = _with_train_overrides(config, name)
-    _check_stage(config, name, values)
+    values = stage_values(config, name)
     parallel = stage_parallel(config, name)
-    topology, layout = divide(config.model.language, parallel, world_size)
+    topology = grid_of(config.model.language, parallel, world_size)
     _check_placement(parallel.vision_placement, topology, name)
     check_batch_sizes(values.global_batch_size, values.micro_batch_size, topology, name)
     if parallel.sequence_parallel and values.sequence_length % parallel.tensor_size:
@@ -81,12 +81,13 @@ def _resolve_stage(config: PretrainConfig, name: str, world_size: int, first: in
         values=values,
         parallel=parallel,
         topology=topology,
-        layout=layout,
+        layout=stage_layout(config, name, values, parallel, topology),
         first_global_step=first,
     )
 
 
-def _with_train_overrides(config: PretrainConfig, name: str) -> StageConfig:
+def stage_values(config: PretrainConfig, name: str) -> StageConfig:
+    """The stage's values with the overrides in `train`, checked."""
     train = config.train
     overrides = {
         "steps": train.steps,
@@ -94,8 +95,9 @@ def _with_train_overrides(config: PretrainConfig, name: str) -> StageConfig:
         "micro_batch_size": train.micro_batch_size,
     }
     given: dict[str, Any] = {field: value for field, value in overrides.items() if value is not None}
-    stage: StageConfig = getattr(config.stage, name)
-    return replace(stage, **given)
+    values: StageConfig = replace(getattr(config.stage, name), **given)
+    _check_stage(config, name, values)
+    return values
 
 
 def _check_choices(config: PretrainConfig) -> None:
