@@ -2,7 +2,8 @@
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,10 +17,10 @@ from megatron_vl.measure.calibrate import fit_unit
 from megatron_vl.measure.timing import Timed, time_units
 from megatron_vl.parallel.groups import destroy_groups
 from megatron_vl.planning.calibration import Calibration, CalibrationKey, add_calibration
+from megatron_vl.planning.candidate import Candidate
 from megatron_vl.planning.layout import parse_layout
-from megatron_vl.planning.setting import Setting
 from megatron_vl.planning.steps import StepReplay, Steps
-from megatron_vl.planning.workload import stage_workload
+from megatron_vl.train.division import stage_problem, stage_setting
 from megatron_vl.train.settings import resolve_stages
 
 UnitTimes = dict[str, list[Timed]]
@@ -59,40 +60,30 @@ def calibration_of(config: PretrainConfig, measured: Sequence[Measured]) -> Cali
     )
 
 
+@contextmanager
+def simulator(config: PretrainConfig, calibration: Calibration, world_size: int) -> Iterator[Steps]:
+    """The steps of a run's one stage on `world_size` ranks, timed by `calibration`."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "times.json"
+        add_calibration(path, calibration)
+        yield steps_of(replace(config, cluster=replace(config.cluster, calibration=str(path))), world_size)
+
+
 def simulate(
     config: PretrainConfig, calibration: Calibration, images: NDArray[np.float64], world_size: int
 ) -> StepReplay:
     """The step of one replica whose microbatches have `images` [M]."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "times.json"
-        add_calibration(path, calibration)
-        steps = steps_of(replace(config, cluster=replace(config.cluster, calibration=str(path))), world_size)
-        chunks = parse_layout(steps.setting.layout)
-        splits = np.array([[chunk.count("t")] for chunk in chunks])
+    with simulator(config, calibration, world_size) as steps:
+        splits = np.array([[chunk.count("t")] for chunk in parse_layout(steps.setting.layout)])
         return steps.replay(images[:, None].astype(np.float64), splits)
 
 
 def steps_of(config: PretrainConfig, world_size: int) -> Steps:
     """The simulator for a run's one stage, as it would train on `world_size` ranks."""
-    (settings,) = resolve_stages(config, world_size)
-    parallel = settings.parallel
-    setting = Setting(
-        topology=settings.topology,
-        layout=settings.layout,
-        sequence_parallel=parallel.sequence_parallel,
-        micro_batch_size=settings.values.micro_batch_size,
-        recompute=config.recompute.language,
-        recompute_vision=config.recompute.vision,
-        vision_placement=parallel.vision_placement,
-    )
-    workload = stage_workload(settings.name, settings.values, config.data.max_images_per_pack)
-    return Steps(
-        model=config.model,
-        workload=workload,
-        setting=setting,
-        cluster=config.cluster,
-        precision=config.train.precision,
-    )
+    (stage,) = resolve_stages(config, world_size)
+    problem = stage_problem(config, stage.name, stage.values)
+    setting = stage_setting(config, stage.values, stage.parallel, stage.topology, stage.layout)
+    return Candidate(problem, setting).steps
 
 
 def busiest(replayed: StepReplay) -> float:

@@ -86,7 +86,7 @@ def measure(case: Case) -> tuple[list[Measured], list[float]]:
     before = time_here(config, ROUNDS)
     side = build_side(config)
     rows = side.microbatches(case.images)
-    seconds = [side.step(rows) for _ in range(STEPS + 1)]
+    seconds = [side.step(rows).cpu for _ in range(STEPS + 1)]
     dist.barrier()
     destroy_groups()
     return [before, time_here(config, ROUNDS)], seconds[1:]

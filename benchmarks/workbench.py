@@ -5,7 +5,7 @@ decoder layers, and vision towers of 0.8 layer an image, where a row has ROW_TOK
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,7 +21,7 @@ from megatron_vl.data.microbatch import Microbatch
 from megatron_vl.data.sharing import ImageSharing
 from megatron_vl.data.types import Pack, Unit
 from megatron_vl.device.machine import Device
-from megatron_vl.parallel.groups import build_groups
+from megatron_vl.parallel.groups import Groups, build_groups, destroy_groups
 from megatron_vl.parallel.shares import image_sharing
 from megatron_vl.train.settings import StageSettings, resolve_stages
 from megatron_vl.train.stage import Model, Start, build_model
@@ -51,6 +51,14 @@ def composed(*overrides: str) -> PretrainConfig:
         tree = compose("pretrain", overrides=[*fixed, *PROPORTIONS, *overrides])
     config: PretrainConfig = OmegaConf.to_object(tree)  # type: ignore[assignment]
     return config
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Of one step on one rank."""
+
+    cpu: float
+    wall: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,20 +99,49 @@ class Side:
         )
         return replace(row, shares_images=sharing.size > 1)
 
-    def step(self, microbatches: list[Microbatch]) -> float:
-        """Train on them. Returns this rank's CPU seconds; ranks begin together."""
+    def step(self, microbatches: list[Microbatch]) -> Seconds:
+        """Train on them. Returns what this rank took; ranks begin together."""
         model = self.model
         dist.barrier()
-        begun = time.process_time()
+        cpu, wall = time.process_time(), time.perf_counter()
         train_step(model.chunks, model.optimizer, microbatches, model.groups, 1.0, Vote(), model.spread)
-        return time.process_time() - begun
+        return Seconds(cpu=time.process_time() - cpu, wall=time.perf_counter() - wall)
 
 
-def build_side(config: PretrainConfig) -> Side:
-    """Collective. The grid of ranks of an earlier side must be the same one, or have been destroyed."""
+def build_side(config: PretrainConfig, groups: Groups | None = None) -> Side:
+    """Collective. `groups` are those of another side with the same grid of ranks; None makes them."""
     quiet_libraries()
     (settings,) = resolve_stages(config, dist.get_world_size())
     device = Device("cpu")
-    groups = build_groups(settings.topology, config.run.seed, device.torch_device)
+    if groups is None:
+        groups = build_groups(settings.topology, config.run.seed, device.torch_device)
     model = build_model(config, settings, groups, device, IMAGE_TOKEN, Start())
     return Side(config=config, settings=settings, model=model)
+
+
+def in_turns(
+    configs: Mapping[str, PretrainConfig], steps: Mapping[str, Sequence[int]], rounds: int
+) -> dict[str, dict[str, list[Seconds]]]:
+    """On one rank: what each side took for a step of each kind (the images of its microbatches), round by round.
+
+    Sides have one grid of ranks. A first round warms up. The order turns round every round.
+    """
+    groups: Groups | None = None
+    sides: dict[str, Side] = {}
+    for name, config in configs.items():
+        sides[name] = build_side(config, groups)
+        groups = sides[name].model.groups
+    rows = {
+        (name, kind): side.microbatches(images)
+        for name, side in sides.items()
+        for kind, images in steps.items()
+    }
+    taken: dict[str, dict[str, list[Seconds]]] = {name: {kind: [] for kind in steps} for name in sides}
+    for number in range(rounds + 1):
+        for name, kind in list(rows) if number % 2 == 0 else reversed(rows):
+            seconds = sides[name].step(rows[name, kind])
+            if number > 0:
+                taken[name][kind].append(seconds)
+    dist.barrier()
+    destroy_groups()
+    return taken
