@@ -33,7 +33,7 @@ def gather_to_first_stage(share_K: Tensor, groups: Groups) -> Tensor | None:
     if groups.is_first_stage:
         column_N = share_K.new_empty(len(share_K) * pipeline.size(), *share_K.shape[1:])
     parts = None if column_N is None else list(column_N.chunk(pipeline.size()))
-    dist.gather(share_K, parts, dst=_first(pipeline), group=pipeline)
+    dist.gather(share_K.contiguous(), parts, dst=_first(pipeline), group=pipeline)
     if column_N is None or tensor.size() == 1:
         return column_N
     all_N = share_K.new_empty(len(column_N) * tensor.size(), *share_K.shape[1:])

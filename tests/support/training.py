@@ -167,7 +167,7 @@ def batch(case: Case, step: int, groups: Groups) -> list[Microbatch]:
     """This data-parallel rank's rows of a global batch that depends on the step alone."""
     step = 1 if case.repeat else step
     source = torch.Generator().manual_seed(step)
-    numbers = [(row + 1) % (case.most_images + 1) if step % 2 else 0 for row in range(case.num_rows)]
+    numbers = [(row + step) % (case.most_images + 1) if step % 2 else 0 for row in range(case.num_rows)]
     rows = [random_row(source, images=images) for images in numbers]
     share = case.num_rows // groups.topology.data_size
     return rows[groups.data_rank * share : (groups.data_rank + 1) * share]
