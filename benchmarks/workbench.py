@@ -45,10 +45,15 @@ PROPORTIONS = (
 
 def composed(*overrides: str) -> PretrainConfig:
     """A run's joint stage with the paper's freezing, in fp32; the command line's `overrides` on top."""
+    fixed = ("train.precision=fp32", f"stage.joint.sequence_length={ROW_TOKENS}")
+    return compose_run(*fixed, *PROPORTIONS, *overrides)
+
+
+def compose_run(*overrides: str) -> PretrainConfig:
+    """What launch.pretrain would make of these overrides, for the joint stage."""
     register_schemas()
-    fixed = ("stages=[joint]", "train.precision=fp32", f"stage.joint.sequence_length={ROW_TOKENS}")
     with initialize_config_module("hydra_conf", version_base="1.3"):
-        tree = compose("pretrain", overrides=[*fixed, *PROPORTIONS, *overrides])
+        tree = compose("pretrain", overrides=["stages=[joint]", *overrides])
     config: PretrainConfig = OmegaConf.to_object(tree)  # type: ignore[assignment]
     return config
 
