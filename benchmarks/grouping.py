@@ -206,12 +206,12 @@ WIDE = (
     Wide(name="DP256, 1 row", data_size=256, pipeline_size=1, rows_per_rank=1),
     Wide(name="DP128 at TP4, 1 row", data_size=128, pipeline_size=1, rows_per_rank=1, tensor_size=4),
     Wide(
-        name="DP128 at TP4, 1 row, SAM at half its speed",
+        name="DP128 at TP4, 1 row, SAM at 0.4 of its speed",
         data_size=128,
         pipeline_size=1,
         rows_per_rank=1,
         tensor_size=4,
-        sam=0.3,
+        sam=0.25,
     ),
 )
 
