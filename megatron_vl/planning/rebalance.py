@@ -176,7 +176,7 @@ def best_splits(
 ) -> list[ScoredSplit]:
     """Splits by the mean seconds of their steps, the best first: all that were looked at.
 
-    `starts` are where the search begins, `most` the layers that memory lets each rank hold.
+    `most` are the layers that memory lets each rank hold; `starts`, where the search begins, are within that.
     """
     search = _Search(pipeline, seconds, most)
     if pipeline.num_splits <= exhaustive:
@@ -223,7 +223,7 @@ class _Search:
         return min((one for one in splits if one in self.found), key=self.found.__getitem__, default=None)
 
     def _at(self, split: Counts) -> float:
-        return self.found.get(split, math.inf)  # a start may hold more than memory allows
+        return self.found.get(split, math.inf)
 
     def _neighbours(self, splits: list[Counts]) -> list[Counts]:
         """One layer moved from one chunk to another."""

@@ -96,16 +96,23 @@ def _sizes(problem: Problem) -> str:
 
 def _workable(problem: Problem, kept: SearchConfig) -> str:
     """Grids near the kept one that do divide and fit; as text."""
-    free = replace(kept, tensor_size=None, pipeline_size=None, virtual_size=None, layout=None)
-    found: dict[tuple[int, int], int] = {}
-    for group in _grids(problem, free).settings():
-        setting = group[-1]
-        topology = setting.topology
+    free = replace(
+        kept,
+        tensor_size=None,
+        pipeline_size=None,
+        virtual_size=1,
+        layout=None,
+        recompute=kept.recompute or "full",
+        vision_placement="replicated",
+    )
+    tried: dict[tuple[int, int], bool] = {}
+    for group in _grids(problem, free).settings():  # the smallest microbatches first
+        topology = group[-1].topology
         place = topology.tensor_size, topology.pipeline_size
-        if place not in found and topology.virtual_size == 1 and setting.vision_placement == "replicated":
-            candidate = Candidate(problem, setting)
-            if candidate.fits(candidate.even_split(candidate.most_layers)):
-                found[place] = topology.data_size
+        if place not in tried:
+            candidate = Candidate(problem, group[-1])
+            tried[place] = candidate.fits(candidate.even_split(candidate.most_layers))
     aim = (kept.tensor_size or 1) * (kept.pipeline_size or 1)
+    found = [place for place, works in tried.items() if works]
     nearest = sorted(found, key=lambda place: (abs(place[0] * place[1] - aim), place))[:NAMED]
     return ", ".join(f"{tensor} x {pipeline}" for tensor, pipeline in sorted(nearest))
