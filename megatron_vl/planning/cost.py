@@ -32,7 +32,7 @@ class CostModel:
         """One unit of the name `name` (of UNITS). Raises KeyError for another name."""
         if name in vision_cost.UNITS:
             tower = vision_cost.VisionCost(
-                self.model.vision, self.model.language.hidden_size, self.element_bytes, self.folded_positions
+                model=self.model, element_bytes=self.element_bytes, folded_positions=self.folded_positions
             )
             return vision_cost.UNITS[name](tower, load.num_images)
         return LANGUAGE_UNITS[name](self, load)

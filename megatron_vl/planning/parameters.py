@@ -4,6 +4,7 @@ from itertools import pairwise
 
 from megatron_vl.config.model import ModelConfig, SamConfig, SiglipConfig
 from megatron_vl.config.model_check import POOLING_ADAPTORS, siglip_tokens, towers
+from megatron_vl.planning.passes import JOINED_ADAPTORS
 
 COLOURS = 3
 
@@ -56,7 +57,7 @@ def _adaptor(model: ModelConfig) -> dict[str, int]:
     adaptor, hidden = model.vision.adaptor, model.language.hidden_size
     widths = tower_widths(model)
     output = (adaptor.depth - 1) * (hidden + 1) * hidden
-    if adaptor.kind in ("mlp_gelu", "shared_mlp_gelu"):
+    if adaptor.kind in JOINED_ADAPTORS:
         return {"adaptor_joined": (sum(widths.values()) + 1) * hidden, "adaptor_output": output}
     pools = adaptor.kind in POOLING_ADAPTORS
     tokens, outputs = (2, hidden) if pools else (1, hidden // 2)

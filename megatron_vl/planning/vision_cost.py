@@ -8,44 +8,34 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
-from megatron_vl.config.model import SamConfig, SiglipConfig, VisionConfig
-from megatron_vl.config.model_check import sam_tokens, siglip_tokens, towers
+from megatron_vl.config.model import ModelConfig, SamConfig, SiglipConfig
+from megatron_vl.config.model_check import POOLING_ADAPTORS, siglip_tokens, tokens_per_image
+from megatron_vl.planning.parameters import COLOURS, tower_widths
 from megatron_vl.planning.work import UnitWork, Work, activation, attention, linear, moved, norm, residual
 
-COLOURS = 3
 FP32_BYTES = 4
 FUSED_MULTIPLE = 8  # fused attention wants head sizes that are a multiple of it
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class VisionCost:
-    vision: VisionConfig
-    hidden_size: int  # of the decoder
+    """`folded_positions`: see planning.cost.CostModel."""
+
+    model: ModelConfig
     element_bytes: int
     folded_positions: bool
 
     @property
     def siglip(self) -> SiglipConfig:
-        if self.vision.siglip is None:
+        if self.model.vision.siglip is None:
             raise ValueError("this model has no SigLIP tower")
-        return self.vision.siglip
+        return self.model.vision.siglip
 
     @property
     def sam(self) -> SamConfig:
-        if self.vision.sam is None:
+        if self.model.vision.sam is None:
             raise ValueError("this model has no SAM tower")
-        return self.vision.sam
-
-    @property
-    def image_tokens(self) -> int:
-        """Positions that one image takes in a row."""
-        return sam_tokens(self.sam) if self.vision.siglip is None else siglip_tokens(self.siglip)
-
-    def tower_width(self, name: str) -> int:
-        """The width of a tower's features."""
-        if name == "siglip":
-            return self.siglip.width
-        return [self.sam.neck_width, *self.sam.downsample_widths][-1]
+        return self.model.vision.sam
 
 
 def siglip_patch(costs: VisionCost, images: float) -> UnitWork:
@@ -127,19 +117,21 @@ def adaptor_siglip(costs: VisionCost, images: float) -> UnitWork:
 
 def adaptor_joined(costs: VisionCost, images: float) -> UnitWork:
     """The first layer over all towers' features (one tower, or `shared_mlp_gelu`)."""
-    width = sum(costs.tower_width(name) for name in towers(costs.vision))
-    return linear(images * costs.image_tokens, width, costs.hidden_size, costs.element_bytes)
+    width = sum(tower_widths(costs.model).values())
+    rows = images * tokens_per_image(costs.model)
+    return linear(rows, width, costs.model.language.hidden_size, costs.element_bytes)
 
 
 def adaptor_output(costs: VisionCost, images: float) -> UnitWork:
     """What follows the first layer: `depth - 1` times GELU and a linear layer."""
-    rows, hidden = images * costs.image_tokens, costs.hidden_size
-    if costs.vision.adaptor.kind == "separate_mlp_gelu":
+    adaptor, hidden = costs.model.vision.adaptor, costs.model.language.hidden_size
+    rows = images * tokens_per_image(costs.model)
+    if adaptor.kind == "separate_mlp_gelu":
         layer = linear(rows, hidden // 2, hidden // 2, costs.element_bytes) * 2
     else:
         layer = linear(rows, hidden, hidden, costs.element_bytes)
     layer += activation(rows * hidden * costs.element_bytes)
-    return layer * (costs.vision.adaptor.depth - 1)
+    return layer * (adaptor.depth - 1)
 
 
 def _patch(costs: VisionCost, tower: SiglipConfig | SamConfig, images: float) -> UnitWork:
@@ -207,10 +199,11 @@ def _necks(costs: VisionCost, images: float, inputs: int) -> UnitWork:
 
 
 def _adaptor_input(costs: VisionCost, images: float, tower: str) -> UnitWork:
-    rows, width = images * costs.image_tokens, costs.tower_width(tower)
-    if costs.vision.adaptor.kind in ("pool_width_mlp_gelu", "pool_height_mlp_gelu"):
-        return linear(rows / 2, 2 * width, costs.hidden_size, costs.element_bytes)
-    return linear(rows, width, costs.hidden_size // 2, costs.element_bytes)
+    rows, width = images * tokens_per_image(costs.model), tower_widths(costs.model)[tower]
+    hidden = costs.model.language.hidden_size
+    if costs.model.vision.adaptor.kind in POOLING_ADAPTORS:
+        return linear(rows / 2, 2 * width, hidden, costs.element_bytes)
+    return linear(rows, width, hidden // 2, costs.element_bytes)
 
 
 UNITS: dict[str, Callable[[VisionCost, float], UnitWork]] = {
