@@ -47,7 +47,7 @@ class RankReport:
 def verify_rank(
     model: ModelConfig, workload: Workload, setting: Setting, precision: str, rank: int
 ) -> RankReport:
-    """Build `rank` of the setting's world and run a multimodal step, of at most four microbatches a pipeline rank.
+    """Build `rank` of the setting's world and run a multimodal step, of no more microbatches than are kept at once.
 
     To be called in a process that has joined no process group.
 
@@ -59,7 +59,8 @@ def verify_rank(
     if not 0 <= rank < topology.world_size:
         raise UserError(f"rank {rank}: this world has the ranks 0 to {topology.world_size - 1}")
     per_slot = topology.data_size * setting.micro_batch_size
-    num_microbatches = min(workload.global_batch_size // per_slot, 4 * topology.pipeline_size)
+    enough = topology.pipeline_size + 1 if topology.virtual_size == 1 else 3 * topology.pipeline_size
+    num_microbatches = min(workload.global_batch_size // per_slot, enough)
     workload = replace(workload, global_batch_size=num_microbatches * per_slot)
     with imagined_world(rank, topology.world_size):
         groups = build_groups(topology, seed=0, device=torch.device("cpu"))

@@ -31,7 +31,7 @@ class RankMemory:
     activations: int  # kept for backward passes to come
     working: int  # of what runs at that moment
     communication: int  # gradients on their way between stages, what sequence parallelism gathers
-    features: int  # with vision_placement=spread: of the whole step's images
+    features: int  # with vision_placement=spread: of the whole step's images, and these while they are needed
 
     @property
     def total(self) -> int:
@@ -98,7 +98,7 @@ def rank_memory(
         activations=kept,
         working=working,
         communication=activations.communication,
-        features=activations.vision.ahead + (activations.vision.step_features if is_first else 0),
+        features=activations.vision.step_images + (activations.vision.step_features if is_first else 0),
     )
 
 

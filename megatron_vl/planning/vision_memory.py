@@ -12,6 +12,7 @@ from megatron_vl.planning.parameters import tower_widths, unit_parameters
 from megatron_vl.planning.passes import PART, adaptor_units, encoder_units
 
 SAM_PARTS = frozenset({"sam", "sam_downsample"})
+ENCODER_PARTS = SAM_PARTS | {"siglip"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ class VisionActivations:
     def kept(self) -> int:
         """By one microbatch, from stage zero's forward to its backward pass."""
         if self.placement == "spread":
-            return self.num_images * self._adaptor  # features are held for all microbatches (`ahead`)
+            return self.num_images * self._adaptor  # features are held for the whole step
         inputs = self._features if self._adaptor else 0
         return self._num_encoded * (self._trained_towers + inputs + self._adaptor)
 
@@ -48,17 +49,21 @@ class VisionActivations:
         return self._num_encoded * self._trained_backward
 
     @property
-    def ahead(self) -> int:
-        """With `spread`, what a rank holds from before the pipeline begins to its end: its share of the images. The
-        first stage holds all features besides."""
-        if self.placement != "spread":
-            return 0
-        return self._step_share * 3 * image_size(self.model) ** 2
+    def step_images(self) -> int:
+        """With `spread`, this rank's share of a step's images, held to be encoded again where encoders train."""
+        return self._share_pixels if self.placement == "spread" and self.trained & ENCODER_PARTS else 0
 
     @property
     def step_features(self) -> int:
-        """With `spread`, all images' features on the first stage, every share padded to the longest."""
-        return self._step_share * self.model_size * self._features if self.placement == "spread" else 0
+        """With `spread`, all images' features on the first stage, every share padded to the longest, and their
+        gradients where their encoder trains."""
+        if self.placement != "spread":
+            return 0
+        width = sum(
+            width * (2 if self.trained & (SAM_PARTS if name == "sam" else {name}) else 1)
+            for name, width in tower_widths(self.model).items()
+        )
+        return self._step_share * self.model_size * tokens_per_image(self.model) * width * self.element_bytes
 
     @property
     def around_pipeline(self) -> int:
@@ -67,9 +72,9 @@ class VisionActivations:
         if self.placement != "spread":
             return 0
         again = min(self._step_share, self.model.vision.max_images_per_forward)
-        shares = 2 * self._step_share * self._features
-        return shares + max(
-            self._encoding(self._step_share), again * (self._trained_towers + self._trained_backward)
+        pixels = self._share_pixels - self.step_images
+        return 2 * self._step_share * self._features + max(
+            pixels + self._encoding(self._step_share), again * (self._trained_towers + self._trained_backward)
         )
 
     def copied_encoders(self) -> tuple[int, int]:
@@ -103,6 +108,10 @@ class VisionActivations:
         return -(-self.num_step_images // self.model_size)
 
     @property
+    def _share_pixels(self) -> int:
+        return self._step_share * 3 * image_size(self.model) ** 2
+
+    @property
     def _features(self) -> int:
         """One image's, of all towers: the adaptor's input."""
         return tokens_per_image(self.model) * sum(tower_widths(self.model).values()) * self.element_bytes
@@ -110,7 +119,7 @@ class VisionActivations:
     @property
     def _adaptor(self) -> int:
         """One image, where the adaptor or what is below it trains: before and after each GELU."""
-        if not self.trained & {"siglip", "adaptor", *SAM_PARTS}:
+        if not self.trained & (ENCODER_PARTS | {"adaptor"}):
             return 0
         gelus = 2 * (self.model.vision.adaptor.depth - 1)
         return gelus * tokens_per_image(self.model) * self.model.language.hidden_size * self.element_bytes
