@@ -29,6 +29,7 @@ class ParallelConfig:
     overlap_grad_reduce: bool = True
     overlap_param_gather: bool = True
     transformer_engine: bool = True  # CUDA only; false asks for megatron-core's local layers
+    fp8: bool = False  # the decoder's matmuls, in e4m3 forward and e5m2 backward; needs TransformerEngine
 
 
 @dataclass(kw_only=True)

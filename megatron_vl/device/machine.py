@@ -1,6 +1,7 @@
 """The device of this process. No other file asks whether there is CUDA."""
 
 import importlib.util
+import os
 import resource
 from dataclasses import dataclass
 from typing import Literal
@@ -60,6 +61,9 @@ def pick_device(local_rank: int = 0) -> Device:
             f"local rank {local_rank} has no GPU: this host has {torch.cuda.device_count()}; "
             "start at most as many processes on a host as it has GPUs"
         )
+    # Read as the GPU's context is made. With one queue, work starts in the order in which it was given, which the
+    # overlap of tensor-parallel communication with matmuls relies on (megatron-core's requirement before Blackwell).
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     torch.cuda.set_device(local_rank)
     return Device("cuda", local_rank)
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from megatron_vl.device.fused_adam import FusedAdam
+from megatron_vl.device.fused_rope import fused_rope, fused_rope_packed
 
 _Repairs = dict[str, dict[str, Any]]  # module -> name in it -> value
 
@@ -44,6 +45,20 @@ def _as_it_is(function: Any) -> Any:
     return function
 
 
+def _gather(output: Any, own: Any, group: Any, async_op: bool) -> Any:
+    """Among one rank there is nothing to do, as both are the same memory, where gloo would copy it to itself."""
+    if group.size() == 1:
+        return None
+    return torch.distributed.all_gather_into_tensor(output, own, group=group, async_op=async_op)
+
+
+def _reduce_scatter(own: Any, whole: Any, op: Any, group: Any, async_op: bool) -> Any:
+    """As `_gather`."""
+    if group.size() == 1:
+        return None
+    return torch.distributed.reduce_scatter_tensor(own, whole, op=op, group=group, async_op=async_op)
+
+
 def _as_numpy_on_cpu(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
     """For `maybe_move_tensor_to_cpu`, which forgets `as_numpy` where there is nothing to move."""
     return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
@@ -57,6 +72,10 @@ _WITHOUT_TRANSFORMER_ENGINE: _Repairs = {
     # With torch's AdamW the distributed optimizer cannot load its own checkpoint.
     "megatron.core.optimizer": {"Adam": FusedAdam, "USING_PYTORCH_OPTIMIZER": False},
     "megatron.core.optimizer.distrib_optimizer": {"Adam": FusedAdam, "HAVE_APEX_OR_TE": True},
+    "megatron.core.models.common.embeddings.rope_utils": {
+        "fused_apply_rotary_pos_emb": fused_rope,
+        "fused_apply_rotary_pos_emb_thd": fused_rope_packed,
+    },
     # True by mistake: the TransformerEngine layers it imports are mocks.
     "megatron.core.transformer.multi_latent_attention": {"HAVE_TE": False},
     # Named where it was never defined.
@@ -69,6 +88,10 @@ _WITHOUT_TRANSFORMER_ENGINE: _Repairs = {
 }
 
 _ON_CPU: _Repairs = {
+    "megatron.core.distributed.param_and_grad_buffer": {
+        "dist_all_gather_func": _gather,
+        "dist_reduce_scatter_func": _reduce_scatter,
+    },
     # torch.compile: a second to import its compiler, for fusions that are off on CPU.
     "megatron.core.jit": {"jit_fuser": _as_it_is},
     "megatron.core.transformer.moe.token_dispatcher": {"maybe_move_tensor_to_cpu": _as_numpy_on_cpu},

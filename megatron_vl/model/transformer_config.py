@@ -8,6 +8,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn import functional
 
+from megatron_vl.config.errors import UserError
 from megatron_vl.config.model import LanguageConfig
 from megatron_vl.config.parallel import RecomputeConfig
 from megatron_vl.planning.topology import Topology
@@ -30,8 +31,15 @@ def transformer_config(
     *,
     on_cuda: bool = False,
     use_transformer_engine: bool = False,
+    fp8: bool = False,
 ) -> TransformerConfig:
-    """The decoder's configuration. Weights are left uninitialised: `initialize` or a checkpoint fills them."""
+    """The decoder's configuration. Weights are left uninitialised: `initialize` or a checkpoint fills them.
+
+    Raises:
+        UserError: `fp8` without TransformerEngine.
+    """
+    if fp8 and not use_transformer_engine:
+        raise UserError("parallel.fp8=true: needs CUDA and parallel.transformer_engine=true")
     topology = division.topology
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     interleaved = topology.virtual_size > 1
@@ -60,6 +68,7 @@ def transformer_config(
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=precision == "bf16",
+        fp8="hybrid" if fp8 else None,
         calculate_per_token_loss=True,
         # With two pipeline ranks both neighbours are the same peer, and batched point-to-point pairs its
         # messages wrongly; on gloo a buffer must outlive its send.
@@ -71,7 +80,7 @@ def transformer_config(
         bias_dropout_fusion=on_cuda,
         masked_softmax_fusion=False,
         gradient_accumulation_fusion=False,
-        apply_rope_fusion=use_transformer_engine,  # the unfused form reads segment lengths back from the device
+        apply_rope_fusion=True,  # the unfused form reads segment lengths back from the device
         recompute_granularity=None if recompute.language == "none" else recompute.language,
         recompute_method="uniform" if full else None,
         recompute_num_layers=1 if full else None,

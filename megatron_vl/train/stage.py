@@ -125,6 +125,7 @@ def build_model(
         config.train.precision,
         on_cuda=on_cuda,
         use_transformer_engine=use_transformer_engine,
+        fp8=settings.parallel.fp8,
     )
     options = BuildOptions(
         image_token=image_token,

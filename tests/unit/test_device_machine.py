@@ -1,6 +1,7 @@
 """Which device a process gets, on this host and on one made up."""
 
 import importlib.util
+import os
 
 import pytest
 import torch
@@ -42,7 +43,10 @@ def test_a_host_with_cuda_gives_a_gpu_per_local_rank(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", "")
+    monkeypatch.delenv("CUDA_DEVICE_MAX_CONNECTIONS")
     assert pick_device(local_rank=1) == Device("cuda", 1)
+    assert os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] == "1"
     assert chosen == [1]
     with pytest.raises(UserError, match=r"local rank 2 .* has 2"):
         pick_device(local_rank=2)
