@@ -14,7 +14,8 @@ unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile -c constraints.txt
 ENVIRONMENT := .venv/.complete
 RUN := runs/quickstart
-BENCHMARKS := attention_cpu image_path index_memory loaders packing read_amplification
+BENCHMARKS := attention_cpu image_path index_memory llava_peer loaders matmul_limit overhead packing \
+	read_amplification sam
 GOAL := $(firstword $(MAKECMDGOALS))
 
 DISK_GB := 3

@@ -36,7 +36,11 @@ class VisionEncoder(nn.Module):
         size = (self.image_size, self.image_size)
         if unit_NCHW.shape[2:] != size:
             unit_NCHW = F.interpolate(unit_NCHW, size, mode="bilinear", align_corners=False, antialias=True)
-        mean_C11, std_C11 = (unit_NCHW.new_tensor(x)[:, None, None] for x in (self.mean, self.std))
+        # Filled on the device: a copy of the numbers from the host would wait for it.
+        mean_C11, std_C11 = (
+            torch.stack([unit_NCHW.new_full((1, 1), value) for value in values])
+            for values in (self.mean, self.std)
+        )
         # One pass over the pixels: x / std - mean / std.
         normalized_NCHW = torch.addcmul(-mean_C11 / std_C11, unit_NCHW, 1 / std_C11)
         return normalized_NCHW.to(self.patch_embed.weight.dtype)
