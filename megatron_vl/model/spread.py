@@ -32,7 +32,8 @@ Features = tuple[Tensor, ...]  # [N, T, C] of each tower
 
 
 class Spread:
-    """The encoders of this rank and the images that it encoded last. All methods are collective over the replica."""
+    """The encoders of this rank and, where some train, the images of the step at hand. Its methods are collective over
+    the replica."""
 
     def __init__(
         self, towers: VisionTowers, first_chunk: DistributedDataParallel | None, groups: Groups
@@ -62,9 +63,10 @@ class Spread:
             return [self._no_features() for _ in num_images]
         self._refresh()
         device = self.groups.device
-        self._images_NCHW = torch.cat([one.to(device, non_blocking=True) for one in images])
+        images_NCHW = torch.cat([one.to(device, non_blocking=True) for one in images])
+        self._images_NCHW = images_NCHW if self._parameters else None  # `backward` encodes them again
         self._longest = -(-total // self.groups.topology.model_size)
-        own = self.towers(self._images_NCHW) if len(self._images_NCHW) else self._no_features()
+        own = self.towers(images_NCHW) if len(images_NCHW) else self._no_features()
         gathered = [gather_to_first_stage(_pad(one_NTC, self._longest), self.groups) for one_NTC in own]
         whole = [one for one in gathered if one is not None]
         if not whole:
@@ -79,12 +81,13 @@ class Spread:
         Afterwards each tensor rank holds the sum of its column's shares, times the number of tensor ranks: their
         average, which is taken at the end of every step, is the sum of all shares.
         """
-        if self._parameters and self._images_NCHW is not None:
+        if self._images_NCHW is not None:
             sums = [parameter.main_grad for parameter in self._parameters]  # type: ignore[attr-defined]
             torch._foreach_zero_(sums)
             self._accumulate(self._images_NCHW, self._gradients_of_features(self._longest))
             sum_on_first_stage(sums, self.groups)
             torch._foreach_mul_(sums, float(self.groups.topology.tensor_size))
+        self._images_NCHW, self._leaves = None, []
         chunk = self._first_chunk
         if chunk is not None and chunk.ddp_config.overlap_grad_reduce:
             for parameter in self._parameters:
