@@ -35,6 +35,10 @@ def plan(config: PlanConfig) -> int:
     if config.calibrate:
         return _calibrate(config)
     plans = [_plan_stage(config, name) for name in config.stages]
+    if config.verify:
+        from launch.verify import verify
+
+        return verify(config, plans)
     show(config, plans)
     return 0
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -12,8 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from megatron_vl.config.plan import PlanConfig
-from megatron_vl.planning.candidate import Problem
-from megatron_vl.planning.forecast import Forecast
+from megatron_vl.planning.candidate import Candidate, Problem
+from megatron_vl.planning.forecast import Forecast, split_of
+from megatron_vl.planning.trace import simulated_timeline, write_chrome_trace, write_png
 
 GIB = 2**30
 WIDTH = 120  # where no terminal says its own
@@ -34,7 +36,7 @@ class StagePlan:
 def show(config: PlanConfig, plans: Sequence[StagePlan]) -> None:
     """Tables, or one JSON object as the last line; pictures where they are asked for."""
     if config.output == "table":
-        console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+        console = console_for()
         for plan in plans:
             console.print(headline(config, plan), soft_wrap=True)
             console.print(settings_table(plan))
@@ -42,8 +44,16 @@ def show(config: PlanConfig, plans: Sequence[StagePlan]) -> None:
         console.print(
             f"all stages: {sum(plan.best.days for plan in plans):.2f} days, simulated", soft_wrap=True
         )
+    for plan in plans if config.timeline is not None else ():
+        for path in draw(plan, Path(str(config.timeline))):
+            print(path)
     if config.output == "json":
         print(json.dumps(summary(plans)), flush=True)
+
+
+def console_for() -> Console:
+    """Of standard output, wide enough for tables where that is a file."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
 
 
 def headline(config: PlanConfig, plan: StagePlan) -> str:
@@ -111,6 +121,23 @@ def overrides_of(plan: StagePlan) -> str:
     recompute += ["recompute.vision=true"] if setting.recompute_vision else []
     rest = " ".join([f"stage.{name}.micro_batch_size={setting.micro_batch_size}", *recompute])
     return f"the first one: 'stage.{name}.parallel={{{parallel}}}' {rest}"
+
+
+def draw(plan: StagePlan, folder: Path) -> list[Path]:
+    """A picture and a Chrome trace of each kind of step under the best setting. Returns the files."""
+    setting, problem = plan.best.setting, plan.problem
+    steps = Candidate(problem, setting).steps
+    timelines = [
+        simulated_timeline(
+            f"{problem.workload.stage}, {kind.name} step", steps.of_kind(kind, split_of(setting.layout))
+        )
+        for kind in steps.kinds
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    picture, trace = (folder / f"{problem.workload.stage}.{suffix}" for suffix in ("png", "json"))
+    write_png(picture, timelines)
+    write_chrome_trace(trace, timelines)
+    return [picture, trace]
 
 
 def summary(plans: Sequence[StagePlan]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """How a stage is divided over ranks: checked where the configuration says it, planned where it says layout=auto."""
 
 from megatron_vl.config.cluster import check_cluster
+from megatron_vl.config.model_check import tokens_per_image
 from megatron_vl.config.parallel import ParallelConfig
 from megatron_vl.config.root import PretrainConfig
 from megatron_vl.config.train import StageConfig
@@ -34,9 +35,10 @@ def stage_layout(
 
 def stage_problem(config: PretrainConfig, name: str, values: StageConfig) -> Problem:
     """What planning knows of stage `name`."""
+    room = values.sequence_length // tokens_per_image(config.model)
     return Problem(
         model=config.model,
-        workload=stage_workload(name, values, config.data.max_images_per_pack),
+        workload=stage_workload(name, values, min(config.data.max_images_per_pack, room)),
         cluster=config.cluster,
         execution=Execution(
             precision=config.train.precision,
