@@ -45,7 +45,8 @@ Program = list[Pass | Post | Wait]
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
     """A step of one replica. `group_size`: how many microbatches in a row go through a virtual stage before the next
-    (microbatch_group_size_per_vp_stage); 0 is megatron-core's default, the pipeline size.
+    (microbatch_group_size_per_vp_stage); 0 is the smallest that megatron-core takes: the pipeline size, its own
+    default, where that divides the microbatches.
 
     Raises:
         UserError: megatron-core does not interleave this number of microbatches.
@@ -62,8 +63,7 @@ class Schedule:
         ):
             raise UserError(
                 f"{self.num_microbatches} microbatches in groups of {self.virtual_group} cannot be interleaved over "
-                f"{self.pipeline_size} pipeline ranks: groups, the last one too, hold at least {self.pipeline_size}; "
-                f"a multiple of that will do"
+                f"{self.pipeline_size} pipeline ranks: groups, the last one too, hold at least {self.pipeline_size}"
             )
 
     @property
@@ -72,7 +72,7 @@ class Schedule:
 
     @property
     def virtual_group(self) -> int:
-        return self.group_size or self.pipeline_size
+        return self.group_size or smallest_group(self.num_microbatches, self.pipeline_size)
 
     def passes(self, rank: int) -> list[Pass]:
         """What `rank` computes, in order: some forward passes, then forward and backward in turns, then backward."""
@@ -114,6 +114,14 @@ def interleaves(num_microbatches: int, pipeline_size: int, group_size: int) -> b
     """Whether megatron-core's interleaved schedule takes these numbers."""
     rest = num_microbatches % group_size
     return pipeline_size <= group_size <= num_microbatches and (rest == 0 or rest >= pipeline_size)
+
+
+def smallest_group(num_microbatches: int, pipeline_size: int) -> int:
+    """The smallest group size that the interleaved schedule takes, which keeps the fewest activations; the pipeline
+    size where there is none, as with fewer microbatches than that."""
+    sizes = range(pipeline_size, num_microbatches + 1)
+    fitting = (size for size in sizes if interleaves(num_microbatches, pipeline_size, size))
+    return next(fitting, pipeline_size)
 
 
 @lru_cache(maxsize=256)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_vl.config.errors import UserError
-from megatron_vl.planning.schedule import Pass, Schedule, interleaves
+from megatron_vl.planning.schedule import Pass, Schedule, interleaves, smallest_group
 from megatron_vl.planning.simulate import Replay, case_of, replay
 
 
@@ -120,10 +120,14 @@ def test_interleaving_hides_messages() -> None:
     assert times[2][1] - times[2][0] < 0.7
 
 
-@pytest.mark.parametrize(("count", "group"), [(9, 0), (13, 5), (4, 5)])
+@pytest.mark.parametrize(("count", "group"), [(3, 0), (9, 4), (13, 5), (4, 5)])
 def test_what_megatron_core_does_not_interleave_is_refused(count: int, group: int) -> None:
     with pytest.raises(UserError, match="cannot be interleaved"):
         Schedule(pipeline_size=4, virtual_size=2, num_microbatches=count, group_size=group)
+
+
+def test_the_smallest_group_is_the_pipeline_size_where_that_divides() -> None:
+    assert [smallest_group(count, 4) for count in (4, 8, 9, 10, 11, 13, 18)] == [4, 4, 5, 5, 6, 7, 6]
 
 
 def test_a_program_that_waits_for_ever_is_a_bug() -> None:
