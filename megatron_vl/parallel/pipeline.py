@@ -14,6 +14,7 @@ from torch import Tensor
 from megatron_vl.data.microbatch import Microbatch
 from megatron_vl.parallel.groups import Groups
 from megatron_vl.parallel.vision import vision_input
+from megatron_vl.planning.schedule import smallest_group
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,9 @@ def _run_schedule(
         pp_size=topology.pipeline_size,
         vp_size=topology.virtual_size if topology.virtual_size > 1 else None,
     )
+    if topology.virtual_size > 1:  # one default would not do: evaluation has other numbers of microbatches
+        group_size = smallest_group(len(microbatches), topology.pipeline_size)
+        chunks[0].config.microbatch_group_size_per_vp_stage = group_size
     iterators = [iter(microbatches) for _ in chunks]
     outputs: list[dict[str, Tensor]] = schedule(
         forward_step_func=partial(_forward_step, loss_of=loss_of, device=groups.device),

@@ -58,14 +58,14 @@ def _batch(problem: Problem, kept: SearchConfig, topologies: list[Topology]) -> 
     batch = problem.workload.global_batch_size
     topology = min(topologies, key=lambda one: one.data_size * one.virtual_size)
     micro = kept.micro_batch_size or 1
-    unit = micro * topology.data_size * (topology.pipeline_size if topology.virtual_size > 1 else 1)
+    unit = micro * topology.data_size
     where = f"tensor_size={topology.tensor_size}, pipeline_size={topology.pipeline_size}"
-    interleaved = (
-        f" x pipeline_size {topology.pipeline_size} (virtual stages)" if topology.virtual_size > 1 else ""
-    )
+    if batch % unit == 0:
+        reason = f"{batch // unit} microbatches are too few to interleave at {where}"
+        return reason, f"there, global_batch_size={unit * topology.pipeline_size} would do"
     reason = (
-        f"global_batch_size={batch} is not a multiple of {micro} row x {topology.data_size} data-parallel ranks"
-        f"{interleaved} = {unit}, at {where}"
+        f"global_batch_size={batch} is not a multiple of {micro} row x {topology.data_size} data-parallel ranks = "
+        f"{unit}, at {where}"
     )
     batches = sorted({size for size in (batch // unit * unit, -(-batch // unit) * unit) if size})
     devices = _devices_near(problem, topology, batch // micro)

@@ -75,8 +75,7 @@ def check_batch_sizes(
     """Check that a global batch divides into microbatches for every data-parallel rank.
 
     Raises:
-        UserError: the sizes do not divide, or interleaving cannot run this number (megatron-core's interleaved
-            schedule needs a multiple of the pipeline size).
+        UserError: the sizes do not divide, or there are too few microbatches to interleave.
     """
     for field, value in (("global", global_batch_size), ("micro", micro_batch_size)):
         if value < 1:
@@ -89,9 +88,9 @@ def check_batch_sizes(
             f"nearest: {max(1, global_batch_size // per_slot) * per_slot}"
         )
     count = global_batch_size // per_slot
-    if topology.virtual_size > 1 and count % topology.pipeline_size:
+    if topology.virtual_size > 1 and count < topology.pipeline_size:
         raise UserError(
             f"stage {stage_name}: {count} microbatches per data-parallel rank, but parallel.virtual_size="
-            f"{topology.virtual_size} needs a multiple of parallel.pipeline_size={topology.pipeline_size}; "
+            f"{topology.virtual_size} needs at least parallel.pipeline_size={topology.pipeline_size}; "
             f"change train.global_batch_size={global_batch_size} or train.micro_batch_size={micro_batch_size}"
         )

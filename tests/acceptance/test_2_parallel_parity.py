@@ -1,5 +1,6 @@
 """Every parallel setting computes what one process computes: losses, gradients of every tensor, frozen weights."""
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -56,7 +57,18 @@ def test_agrees_with_one_process(setting: str, freezing: str) -> None:
     world_size, parallel = SETTINGS[setting]
     expected = serial(freezing)
     outcomes = run_ranks(world_size, train, Case(parallel=parallel, train=FREEZING[freezing]))
+    check_agreement(outcomes, expected)
 
+
+def test_microbatches_that_the_pipeline_size_does_not_divide() -> None:
+    """Interleaved in larger groups."""
+    case = Case(parallel=SETTINGS["pp2_vpp2"][1], num_rows=5, num_steps=2)
+    expected = run_ranks(1, train, replace(case, parallel=ParallelConfig()))[0]
+    check_agreement(run_ranks(2, train, case), expected)
+
+
+def check_agreement(outcomes: list[Outcome], expected: Outcome) -> None:
+    """All that ranks saw together, against one process."""
     found = merged(outcomes)
     assert found.losses == pytest.approx(expected.losses, abs=LOSS_TOLERANCE)
     assert found.norms == pytest.approx(expected.norms, rel=GRADIENT_TOLERANCE)

@@ -173,9 +173,9 @@ def test_replicas_of_differing_loads_take_as_long_as_the_slowest() -> None:
             ["micro_batch_size=4", "512", "2048 or 2560"],
         ),
         (
-            SearchConfig(tensor_size=1, pipeline_size=2, virtual_size=4, micro_batch_size=3),
+            SearchConfig(tensor_size=1, pipeline_size=4, virtual_size=2, micro_batch_size=9),
             64,
-            ["virtual_size=4", "pipeline_size 2 (virtual stages)"],
+            ["2 microbatches are too few to interleave", "pipeline_size=4", "4608"],
         ),
     ],
 )
