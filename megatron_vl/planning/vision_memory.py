@@ -13,6 +13,9 @@ from megatron_vl.planning.passes import PART, adaptor_units, encoder_units
 
 SAM_PARTS = frozenset({"sam", "sam_downsample"})
 ENCODER_PARTS = SAM_PARTS | {"siglip"}
+# model.relative_attention: the most rows of queries, and the most scores, whose bias is made at once
+BIAS_ROWS = 8
+BIAS_SCORES = 12 * BIAS_ROWS * 64 * 64**2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,21 +186,35 @@ class VisionActivations:
     def _encoding(self, num_images: int) -> int:
         """Of the images that are encoded at once: pixels in fp32, and what the worst tower takes."""
         at_once = min(num_images, self.model.vision.max_images_per_forward)
-        pixels = 3 * image_size(self.model) ** 2 * FP32
-        worst = max(self._input(tower) + self._pass(tower) for tower in towers(self.model.vision).values())
-        return at_once * (pixels + worst)
+        pixels = at_once * 3 * image_size(self.model) ** 2 * FP32
+        passes = [
+            at_once * self._input(tower) + self._pass(tower, at_once) * self.element_bytes
+            for tower in towers(self.model.vision).values()
+        ]
+        return pixels + max(passes)
 
-    def _pass(self, tower: SiglipConfig | SamConfig) -> int:
-        """One image inside a block that keeps nothing: the stream twice, a norm's output, the MLP before and after
-        GELU; in SAM also the stream that the HD branch waits for, and windows. Its folded attention (on CUDA) takes
-        more: queries, keys and values, all three and their outcome lengthened threefold, and two tables."""
-        values = 3 * tower.width + 2 * tower.ffn_hidden_size
-        if isinstance(tower, SamConfig):
-            held = (3 if tower.hd_layer is not None else 2) * tower.width
-            values = held + 2 * tower.width + 2 * tower.ffn_hidden_size
-            if self.fused:
-                values = max(values, held + (3 + 4 * 3 + 2) * tower.width)
-        return _num_patches(tower) * values * self.element_bytes
+    def _pass(self, tower: SiglipConfig | SamConfig, num_images: int) -> int:
+        """Values inside a block that keeps nothing: the stream twice, a norm's output, the MLP before and after GELU;
+        in SAM also the stream that the HD branch waits for, and windows, or its attention, where that takes more."""
+        num_patches = num_images * _num_patches(tower)
+        if isinstance(tower, SiglipConfig):
+            return num_patches * (3 * tower.width + 2 * tower.ffn_hidden_size)
+        held = num_patches * (3 if tower.hd_layer is not None else 2) * tower.width
+        mlp = num_patches * 2 * (tower.width + tower.ffn_hidden_size)
+        return held + max(mlp, self._sam_attention(tower, num_images))
+
+    def _sam_attention(self, sam: SamConfig, num_images: int) -> int:
+        """Values of a global block's attention: queries, keys, values and two tables of relative positions. Folded, as
+        on CUDA, all but the tables once more, threefold, and so the outcome; else the input, the outcome, and the bias
+        of two blocks of rows."""
+        grid = sam.image_size // sam.patch_size
+        num_patches = num_images * _num_patches(sam)
+        tables = 2 * grid * sam.num_heads
+        if self.fused:
+            return num_patches * (3 * sam.width + 4 * 3 * sam.width + tables)
+        row_scores = num_patches * sam.num_heads * grid
+        num_rows = max(1, min(BIAS_ROWS, grid, BIAS_SCORES // row_scores))
+        return num_patches * (5 * sam.width + tables) + 2 * num_rows * row_scores
 
 
 def _num_patches(tower: SiglipConfig | SamConfig) -> int:

@@ -8,10 +8,10 @@ import torch
 from megatron_vl.config.parallel import ParallelConfig, RecomputeConfig
 from megatron_vl.data.microbatch import Microbatch
 from megatron_vl.measure.memory_count import HeldMemory, LiveStorages, held_memory
-from megatron_vl.model import vocabulary_loss
+from megatron_vl.model import relative_attention, vocabulary_loss
 from megatron_vl.model.spread import spread_encoders
 from megatron_vl.parallel.groups import Groups, destroy_groups
-from megatron_vl.planning import activations
+from megatron_vl.planning import activations, vision_memory
 from megatron_vl.planning.layout import resolve_layout
 from megatron_vl.planning.memory import Execution, RankMemory, rank_memory
 from megatron_vl.planning.setting import Setting
@@ -191,5 +191,7 @@ def test_four_ranks() -> None:
     check(FOUR_RANKS, 4)
 
 
-def test_the_loss_takes_as_many_logits_at_once_as_planning_knows() -> None:
+def test_planning_knows_the_sizes_of_blocks() -> None:
     assert activations.LOSS_BLOCK == vocabulary_loss.MAX_BLOCK_LOGITS
+    assert vision_memory.BIAS_ROWS == relative_attention.MAX_ROWS
+    assert vision_memory.BIAS_SCORES == relative_attention.MAX_BLOCK_SCORES
