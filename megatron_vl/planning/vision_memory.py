@@ -185,6 +185,8 @@ class VisionActivations:
 
     def _encoding(self, num_images: int) -> int:
         """Of the images that are encoded at once: pixels in fp32, and what the worst tower takes."""
+        if not num_images:
+            return 0
         at_once = min(num_images, self.model.vision.max_images_per_forward)
         pixels = at_once * 3 * image_size(self.model) ** 2 * FP32
         passes = [

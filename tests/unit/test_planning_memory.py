@@ -109,3 +109,10 @@ def test_fused_kernels_and_bf16_take_less_and_the_peak_is_the_worst_rank() -> No
     ]
     assert peaks == sorted(peaks)
     assert peaks[0] == max(memory(chosen, rank).total for rank in range(4))
+
+
+def test_a_stage_without_images_encodes_nothing() -> None:
+    text = replace(WORKLOAD, images_per_row=0.0, max_images_per_row=0)
+    without, with_images = memory(setting(1), workload=text), memory(setting(1))
+    assert without.parameters == with_images.parameters
+    assert without.total < with_images.total
