@@ -6,14 +6,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
 
-from launch.calibrate import open_bench
+from launch.calibrate import open_bench, update
 from megatron_vl.config.root import PretrainConfig
 from megatron_vl.device.machine import Device
-from megatron_vl.measure.calibrate import fit_unit
+from megatron_vl.measure.calibrate import fit_unit, measure_update
 from megatron_vl.measure.timing import Timed, time_units
 from megatron_vl.parallel.groups import destroy_groups
 from megatron_vl.planning.calibration import Calibration, CalibrationKey, add_calibration
@@ -32,15 +33,21 @@ class Measured:
 
     times: UnitTimes
     drivers: dict[str, tuple[str, ...]]
+    per_parameter: float  # seconds of an update
 
 
 def time_here(config: PretrainConfig, rounds: int) -> Measured:
     """CPU seconds of the model's units on this rank, beside the other ranks. Collective; leaves no groups behind."""
-    bench, _ = open_bench(config, Device("cpu"))
+    bench, model = open_bench(config, Device("cpu"))
     units = bench.units()
     times = time_units(units, time.process_time, rounds)
+    seconds = measure_update(lambda: update(model), time.process_time, rounds)
     destroy_groups()
-    return Measured(times=times, drivers={name: unit.drivers for name, unit in units.items()})
+    return Measured(
+        times=times,
+        drivers={name: unit.drivers for name, unit in units.items()},
+        per_parameter=seconds / bench.num_parameters,
+    )
 
 
 def calibration_of(config: PretrainConfig, measured: Sequence[Measured]) -> Calibration:
@@ -56,7 +63,7 @@ def calibration_of(config: PretrainConfig, measured: Sequence[Measured]) -> Cali
             name: fit_unit([timed for one in measured for timed in one.times[name]], drivers[name])
             for name in drivers
         },
-        update=0.0,
+        per_parameter=median(one.per_parameter for one in measured),
     )
 
 

@@ -39,7 +39,7 @@ def calibrate(config: PlanConfig, environment: RankEnvironment) -> int:
     with Progress(console=Console(stderr=True), transient=True, disable=not writes) as progress:
         bar = progress.add_task("timing the units", total=config.rounds + 1)
         units = measure_units(bench.units(), clock, config.rounds, lambda _: progress.advance(bar))
-    seconds = measure_update(lambda: _update(model), clock, config.rounds)
+    seconds = measure_update(lambda: update(model), clock, config.rounds)
     if writes:
         key = CalibrationKey.of(
             config.model, config.train.precision, bench.tensor_size, bench.sequence_parallel
@@ -48,7 +48,7 @@ def calibrate(config: PlanConfig, environment: RankEnvironment) -> int:
             key=key,
             device=torch.cuda.get_device_name() if device.kind == "cuda" else "cpu",
             units=units,
-            update=seconds / sum(parameter.numel() for parameter in bench.module.parameters()),
+            per_parameter=seconds / bench.num_parameters,
         )
         path = calibration_path(config)
         add_calibration(path, calibration)
@@ -116,7 +116,7 @@ def _two_layers(config: PretrainConfig, world_size: int) -> PretrainConfig:
     )
 
 
-def _update(model: Model) -> None:
+def update(model: Model) -> None:
     """What a step does with gradients: clear them, find their norm, update the weights."""
     for chunk in model.chunks:
         chunk.zero_grad_buffer()

@@ -39,6 +39,10 @@ class Bench:
     sequence_length: int
     device: torch.device
 
+    @property
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.module.parameters())
+
     def units(self) -> dict[str, TimedUnit]:
         """By the names of planning.cost."""
         towers = self.module.stage_zero.towers

@@ -16,7 +16,7 @@ from megatron_vl.planning.published import RUNS, SEQUENCE_LENGTH, VOCABULARY, Pu
 from megatron_vl.planning.schedule import Schedule
 from megatron_vl.planning.setting import Setting
 from megatron_vl.planning.simulate import case_of, replay
-from megatron_vl.planning.step_times import GRADIENT_BYTES, update_seconds
+from megatron_vl.planning.step_times import GRADIENT_BYTES
 from megatron_vl.planning.timing import ClusterTiming
 from megatron_vl.planning.topology import Topology
 from megatron_vl.planning.work import UnitWork, Work, moved, norm, product
@@ -123,11 +123,12 @@ def predict(run: PublishedRun, recompute: str, cluster: ClusterConfig) -> Backte
         micro_batch_size=run.micro_batch_size,
         recompute=recompute,
     )
+    timing = ClusterTiming(cluster=cluster, costs=costs)
     times = ChunkTimes(
         model=run.model,
         trained=frozenset({"embedding", "decoder", "head"}),
         setting=setting,
-        timing=ClusterTiming(cluster=cluster, costs=costs),
+        timing=timing,
         cluster=cluster,
     )
     tokens = run.micro_batch_size * SEQUENCE_LENGTH
@@ -147,16 +148,16 @@ def predict(run: PublishedRun, recompute: str, cluster: ClusterConfig) -> Backte
         run=run,
         recompute=recompute,
         published_seconds=run.seconds[recompute],
-        predicted_seconds=float(replayed.seconds[0]) + _after_pipeline_seconds(run, topology, cluster),
+        predicted_seconds=float(replayed.seconds[0]) + _after_pipeline_seconds(run, topology, timing),
         bubble_fraction=float(replayed.bubble_fraction[0]),
     )
 
 
-def _after_pipeline_seconds(run: PublishedRun, topology: Topology, cluster: ClusterConfig) -> float:
+def _after_pipeline_seconds(run: PublishedRun, topology: Topology, timing: ClusterTiming) -> float:
     """An all-reduce of fp32 gradients that nothing hides, and an update of whole parameters on every rank."""
     layers = 12 * run.hidden_size**2 * run.num_layers
     ends = VOCABULARY * run.hidden_size if run.pipeline_size == 1 else 0
     parameters = (layers + ends) / topology.model_size
     reduced = Volume(num_bytes=2 * parameters * GRADIENT_BYTES, num_rounds=2)
-    told = ring_seconds(reduced, data_link(cluster, topology), topology.data_size)
-    return told + update_seconds(parameters, 1, cluster)
+    told = ring_seconds(reduced, data_link(timing.cluster, topology), topology.data_size)
+    return told + timing.update(parameters, 1) + timing.cluster.step_seconds

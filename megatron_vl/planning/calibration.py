@@ -14,7 +14,7 @@ from megatron_vl.config.cluster import ClusterConfig
 from megatron_vl.config.errors import UserError
 from megatron_vl.config.model import ModelConfig
 from megatron_vl.planning.cost import CostModel
-from megatron_vl.planning.timing import ClusterTiming, PassSeconds, Timing
+from megatron_vl.planning.timing import ClusterTiming, PassSeconds, Timing, updated_bytes
 from megatron_vl.planning.workload import Load
 
 FORMAT = "megatron-vl-calibration-1"
@@ -69,12 +69,12 @@ class CalibrationKey:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """Measured seconds for one key. `update`: of clearing gradients and stepping, per trained parameter of a rank."""
+    """Measured seconds for one key. `per_parameter`: of an update on one rank."""
 
     key: CalibrationKey
     device: str
     units: Mapping[str, UnitLines]
-    update: float
+    per_parameter: float
 
     def unit(self, name: str, load: Load) -> PassSeconds:
         """See planning.timing.Timing. An image has no share in a unit that only tokens pass through, and so on: what
@@ -85,6 +85,12 @@ class Calibration:
             input_gradient=lines.input_gradient.at(load),
             weight_gradient=lines.weight_gradient.at(load),
         )
+
+    def update(self, num_trained: float, data_size: int) -> float:
+        """See planning.timing.Timing. A shard's update takes as much less as it moves."""
+        element_bytes = ELEMENT_BYTES[self.key.precision]
+        share = updated_bytes(data_size, element_bytes) / updated_bytes(1, element_bytes)
+        return self.per_parameter * share * num_trained
 
 
 def timing_on(
@@ -156,5 +162,8 @@ def _entry(values: dict[str, Any]) -> Calibration:
         for name, passes in values["units"].items()
     }
     return Calibration(
-        key=CalibrationKey(**values["key"]), device=values["device"], units=units, update=values["update"]
+        key=CalibrationKey(**values["key"]),
+        device=values["device"],
+        units=units,
+        per_parameter=values["per_parameter"],
     )

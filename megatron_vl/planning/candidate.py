@@ -40,6 +40,10 @@ class Remembered:
             self.known[name, load] = self.timing.unit(name, load)
         return self.known[name, load]
 
+    def update(self, num_trained: float, data_size: int) -> float:
+        """See planning.timing.Timing."""
+        return self.timing.update(num_trained, data_size)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:

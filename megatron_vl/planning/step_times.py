@@ -12,13 +12,10 @@ from megatron_vl.config.model import ModelConfig
 from megatron_vl.planning.communication import Volume, data_link, ring_seconds
 from megatron_vl.planning.parameters import unit_parameters
 from megatron_vl.planning.passes import PART, chunk_units
+from megatron_vl.planning.timing import Timing
 from megatron_vl.planning.topology import Topology
 
 GRADIENT_BYTES = 4
-# AdamW on one parameter's shard, in fp32: gradient read for the norm, scaled (read, written) and read again; two
-# moments and the main parameter read and written; and the parameter written.
-UPDATE_BYTES = 4 * 4 + 3 * 2 * 4
-ZEROED_BYTES = 4  # the gradient buffer, before the step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +26,7 @@ class StepTimes:
     trained: frozenset[str]
     topology: Topology
     cluster: ClusterConfig
+    timing: Timing
     element_bytes: int = 2
 
     def reduce_seconds(self, chunk: str) -> float:
@@ -40,9 +38,9 @@ class StepTimes:
         return self._ring(self.trained_parameters(chunk) * self.element_bytes)
 
     def optimizer_seconds(self, chunks: list[str]) -> float:
-        """Norm, clipping and update of this rank's shard, and clearing the buffer of gradients."""
+        """Norm, clipping and update of this rank's shard, clearing the gradients, and what every step takes."""
         trained = sum(self.trained_parameters(chunk) for chunk in chunks)
-        return update_seconds(trained, self.topology.data_size, self.cluster, self.element_bytes)
+        return self.timing.update(trained, self.topology.data_size) + self.cluster.step_seconds
 
     def trained_parameters(self, chunk: str) -> int:
         """Of one rank's part of a chunk."""
@@ -54,12 +52,3 @@ class StepTimes:
         size = self.topology.data_size
         volume = Volume(num_bytes=num_bytes, num_rounds=1 if num_bytes else 0)
         return ring_seconds(volume, data_link(self.cluster, self.topology), size)
-
-
-def update_seconds(
-    num_trained: float, data_size: int, cluster: ClusterConfig, element_bytes: int = 2
-) -> float:
-    """What follows the gradients of a rank's trained parameters: norm, clipping and update of its shard, clearing the
-    buffer, and what every step takes."""
-    num_bytes = num_trained * (ZEROED_BYTES + (UPDATE_BYTES + element_bytes) / data_size)
-    return num_bytes / (cluster.memory_bytes_per_second * cluster.efficiency.memory) + cluster.step_seconds

@@ -242,5 +242,6 @@ class Steps:
             trained=self.workload.trained,
             topology=self.setting.topology,
             cluster=self.cluster,
+            timing=self.timing,
             element_bytes=ELEMENT_BYTES[self.precision],
         )

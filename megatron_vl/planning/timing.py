@@ -9,6 +9,11 @@ from megatron_vl.planning.cost import CostModel
 from megatron_vl.planning.work import Work
 from megatron_vl.planning.workload import Load
 
+# AdamW on one parameter's shard, in fp32: gradient read for the norm, scaled (read, written) and read again; two
+# moments and the main parameter read and written; and the parameter written.
+UPDATE_BYTES = 4 * 4 + 3 * 2 * 4
+ZEROED_BYTES = 4  # the gradient buffer, before the step
+
 
 @dataclass(frozen=True, kw_only=True)
 class PassSeconds:
@@ -22,6 +27,11 @@ class Timing(Protocol):
 
     def unit(self, name: str, load: Load) -> PassSeconds:
         """One unit on one rank, with the tensor-parallel communication that nothing hides."""
+        ...
+
+    def update(self, num_trained: float, data_size: int) -> float:
+        """What follows the gradients of a rank's trained parameters: norm, clipping and update of its shard among
+        `data_size` ranks, and clearing the buffer."""
         ...
 
 
@@ -51,6 +61,11 @@ class ClusterTiming:
             weight_gradient=weight_gradient - hidden + shown * self._tell(told.weight_gradient),
         )
 
+    def update(self, num_trained: float, data_size: int) -> float:
+        """See Timing."""
+        num_bytes = num_trained * updated_bytes(data_size, self.costs.element_bytes)
+        return num_bytes / (self.cluster.memory_bytes_per_second * self.cluster.efficiency.memory)
+
     def _tell(self, volume: Volume) -> float:
         size = self.costs.tensor_size
         return ring_seconds(volume, tensor_link(self.cluster, size), size)
@@ -68,3 +83,8 @@ class ClusterTiming:
             + work.moved_bytes / bandwidth
         )
         return seconds * self.cluster.straggler_factor
+
+
+def updated_bytes(data_size: int, element_bytes: int) -> float:
+    """Moved bytes of an update, per trained parameter of a rank."""
+    return ZEROED_BYTES + (UPDATE_BYTES + element_bytes) / data_size

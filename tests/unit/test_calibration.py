@@ -101,17 +101,17 @@ def test_passes_are_told_apart_and_shared_by_modules() -> None:
     assert module.weight.requires_grad
 
 
-def calibration(tensor_size: int = 1, update: float = 1e-9) -> Calibration:
+def calibration(tensor_size: int = 1, per_parameter: float = 1e-9) -> Calibration:
     key = CalibrationKey.of(tiny_model(), "fp32", tensor_size, False)
     units = {"head": UnitLines(forward=Line(fixed=0.5, per_token=0.25))}
-    return Calibration(key=key, device="cpu", units=units, update=update)
+    return Calibration(key=key, device="cpu", units=units, per_parameter=per_parameter)
 
 
 def test_a_file_keeps_one_entry_for_each_key(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "times.json"
-    for entry in (calibration(1), calibration(2), calibration(1, update=2e-9)):
+    for entry in (calibration(1), calibration(2), calibration(1, per_parameter=2e-9)):
         add_calibration(path, entry)
-    assert find_calibration(path, calibration(1).key) == calibration(1, update=2e-9)
+    assert find_calibration(path, calibration(1).key) == calibration(1, per_parameter=2e-9)
     assert find_calibration(path, calibration(2).key) == calibration(2)
 
 
@@ -122,6 +122,8 @@ def test_the_number_of_layers_is_free(tmp_path: Path) -> None:
     timing = timing_on(cluster, deeper, "fp32", 1, False)
     assert timing.unit("head", LOADS[0]).forward == 0.5 + 0.25 * 512
     assert timing.unit("loss", LOADS[0]).forward == 0.0
+    assert timing.update(1000, 1) == pytest.approx(1000 * 1e-9)
+    assert timing.update(1000, 8) < timing.update(1000, 1) / 2
     wider = replace(tiny_model(), language=replace(tiny_model().language, hidden_size=256))
     for model, precision, size in ((wider, "fp32", 1), (deeper, "bf16", 1), (deeper, "fp32", 2)):
         with pytest.raises(UserError, match="calibrate=true"):

@@ -11,7 +11,7 @@ from megatron_vl.planning.chunk_times import ChunkTimes
 from megatron_vl.planning.cost import UNITS, CostModel
 from megatron_vl.planning.passes import adaptor_units, chunk_units, encoder_units
 from megatron_vl.planning.setting import PLACEMENTS, Setting
-from megatron_vl.planning.step_times import StepTimes, update_seconds
+from megatron_vl.planning.step_times import StepTimes
 from megatron_vl.planning.timing import ClusterTiming, PassSeconds
 from megatron_vl.planning.topology import Topology
 from megatron_vl.planning.workload import Load
@@ -190,7 +190,8 @@ def test_spread_pays_for_its_messages() -> None:
 
 def test_gradients_are_reduced_and_parameters_gathered_by_what_trains() -> None:
     topology = Topology(world_size=512, tensor_size=2, pipeline_size=2)
-    step = StepTimes(model=MODEL, trained=JOINT, topology=topology, cluster=A100)
+    timing = ClusterTiming(cluster=A100, costs=CostModel(model=MODEL, tensor_size=2))
+    step = StepTimes(model=MODEL, trained=JOINT, topology=topology, cluster=A100, timing=timing)
     bandwidth = A100.between.bytes_per_second / 2
     layer = (4 * 4096**2 + 3 * 4096 * 11008) / 2 + 2 * 4096
     ring = 127 / 128 * layer * 6 / bandwidth
@@ -207,9 +208,12 @@ def test_gradients_are_reduced_and_parameters_gathered_by_what_trains() -> None:
 
 
 def test_an_update_shrinks_with_the_shard() -> None:
-    one, many = (update_seconds(1e9, size, A100) for size in (1, 128))
-    assert 5 < (one - A100.step_seconds) / (many - A100.step_seconds) < 128
-    assert update_seconds(0, 8, A100) == A100.step_seconds
+    timing = ClusterTiming(cluster=A100, costs=CostModel(model=MODEL, tensor_size=2))
+    assert 5 < timing.update(1e9, 1) / timing.update(1e9, 128) < 128
+    topology = Topology(world_size=8)
+    step = StepTimes(model=MODEL, trained=JOINT, topology=topology, cluster=A100, timing=timing)
+    assert step.optimizer_seconds([]) == A100.step_seconds
+    assert step.optimizer_seconds(["t"]) > A100.step_seconds
 
 
 def test_every_unit_of_a_chunk_can_be_timed() -> None:
