@@ -55,7 +55,7 @@ def times(chosen: Setting, trained: frozenset[str] = JOINT, cluster_timing: bool
         trained=trained,
         setting=chosen,
         timing=ClusterTiming(cluster=A100, costs=costs) if cluster_timing else OneSecond(),
-        cluster=A100 if cluster_timing else replace(A100, inside=link, between=link),
+        cluster=A100 if cluster_timing else replace(A100, inside=link, between=link, chunk_seconds=0.0),
     )
 
 
