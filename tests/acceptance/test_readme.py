@@ -21,6 +21,7 @@ EVALUATIONS = [line for line in COMMANDS if "launch.evaluate" in line]
 TOOLS = [
     line for line in COMMANDS if "launch.preview" in line or ("data_tools." in line and "build" not in line)
 ]
+PLANS = [line for line in COMMANDS if "launch.plan" in line]
 # Run elsewhere: by CI itself, by test_1_quickstart, by tests/unit/test_build_quickstart.py.
 ELSEWHERE = ["make quickstart", "make test", ".venv/bin/python -m data_tools.build data=quickstart"]
 
@@ -34,7 +35,7 @@ def in_this_environment(line: str) -> list[str]:
 
 def test_no_command_is_forgotten() -> None:
     assert TRAINING
-    assert sorted([*TRAINING, *OWN_IMAGES, *CONVERSIONS, *EVALUATIONS, *TOOLS, *ELSEWHERE]) == sorted(
+    assert sorted([*TRAINING, *OWN_IMAGES, *CONVERSIONS, *EVALUATIONS, *PLANS, *TOOLS, *ELSEWHERE]) == sorted(
         COMMANDS
     )
 
@@ -106,3 +107,18 @@ def test_data_tool(line: str, data_root: Path, tmp_path: Path) -> None:
     status, output = finish([*in_this_environment(line), *overrides])
     assert status == 0, output
     assert any(told in output for told in ("pages", "all samples decode", "stage joint, step 120: text"))
+
+
+def test_plans(tmp_path: Path) -> None:
+    """In the order of the page: the times that one command measures are those that the next plans with."""
+    told = []
+    for line in PLANS:
+        words = [word.replace("=runs/", f"={tmp_path}/") for word in in_this_environment(line)]
+        status, output = finish([*words, "rounds=1", "top=1"])
+        assert status == 0, output
+        told.append(output)
+    cluster, measured, here = told
+    assert "deepseek_vl_7b on a100_64x8 (512 devices)" in cluster
+    assert "'stage.joint.parallel={tensor_size:" in cluster
+    assert "calibrated 13 units" in measured
+    assert "simulated from measured units" in here
