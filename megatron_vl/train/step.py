@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from megatron_vl.data.microbatch import Microbatch
 from megatron_vl.data.shard_reader import NO_TRAFFIC, Traffic
@@ -74,16 +75,7 @@ def train_step(
     losses = run_microbatches(chunks, microbatches, groups)
     squares = optimizer.prepare()
 
-    rank, world_size = dist.get_rank(), dist.get_world_size()
-    told = torch.zeros(10 + 2 * world_size, dtype=torch.float64)
-    if groups.is_first_stage and groups.tensor_rank == 0:
-        told[3:7] = torch.tensor(_counts(microbatches), dtype=torch.float64)
-    told[7] = vote.stop_requested
-    told[8], told[9] = vote.traffic.bytes_fetched, vote.traffic.bytes_used
-    told[10 + 2 * rank : 12 + 2 * rank] = torch.tensor(
-        [vote.plan_group, vote.plan_digest], dtype=torch.float64
-    )
-    mine = told.to(squares.device, non_blocking=True)  # else the host would wait for the backward pass here
+    mine = _told(microbatches, groups, vote).to(squares.device, non_blocking=True)  # the host need not wait
     mine[0] = squares
     if groups.is_last_stage and groups.tensor_rank == 0:
         mine[1], mine[2] = losses.loss_sum, losses.num_tokens
@@ -111,6 +103,19 @@ def train_step(
         skipped=not finite,
         seconds=perf_counter() - began,
     )
+
+
+def _told(microbatches: list[Microbatch], groups: Groups, vote: Vote) -> Tensor:
+    """What the host knows of the vector that all ranks add up; places 0 to 2 are for what the device computes."""
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    told = torch.zeros(10 + 2 * world_size, dtype=torch.float64)
+    if groups.is_first_stage and groups.tensor_rank == 0:
+        told[3:7] = torch.tensor(_counts(microbatches), dtype=torch.float64)
+    told[7] = vote.stop_requested
+    told[8], told[9] = vote.traffic.bytes_fetched, vote.traffic.bytes_used
+    plan = (vote.plan_group, vote.plan_digest)
+    told[10 + 2 * rank : 12 + 2 * rank] = torch.tensor(plan, dtype=torch.float64)
+    return told
 
 
 def _encode_ahead(spread: Spread, microbatches: list[Microbatch]) -> list[Microbatch]:
