@@ -59,8 +59,7 @@ def verify_rank(
     if not 0 <= rank < topology.world_size:
         raise UserError(f"rank {rank}: this world has the ranks 0 to {topology.world_size - 1}")
     per_slot = topology.data_size * setting.micro_batch_size
-    enough = topology.pipeline_size + 1 if topology.virtual_size == 1 else 3 * topology.pipeline_size
-    num_microbatches = min(workload.global_batch_size // per_slot, enough)
+    num_microbatches = _enough_microbatches(workload.global_batch_size // per_slot, topology)
     workload = replace(workload, global_batch_size=num_microbatches * per_slot)
     with imagined_world(rank, topology.world_size):
         groups = build_groups(topology, seed=0, device=torch.device("cpu"))
@@ -93,6 +92,16 @@ def verify_rank(
         peak_bytes=step.peak_bytes,
         predicted=predicted,
     )
+
+
+def _enough_microbatches(num_microbatches: int, topology: Topology) -> int:
+    """To keep as many at once as in the whole step."""
+    pipeline_size = topology.pipeline_size
+    if topology.virtual_size == 1:
+        return min(num_microbatches, pipeline_size + 1)
+    if num_microbatches % pipeline_size:
+        return num_microbatches  # others would be interleaved in other groups
+    return min(num_microbatches, 3 * pipeline_size)
 
 
 def _whole_model(model: ModelConfig, setting: Setting) -> Iterator[str]:

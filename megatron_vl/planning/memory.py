@@ -11,8 +11,9 @@ from megatron_vl.planning.activations import FP32, Activations
 from megatron_vl.planning.layout import parse_layout
 from megatron_vl.planning.parameters import unit_parameters
 from megatron_vl.planning.passes import PART, chunk_units
-from megatron_vl.planning.schedule import Pass, Schedule
+from megatron_vl.planning.schedule import Pass, Schedule, smallest_group
 from megatron_vl.planning.setting import Setting
+from megatron_vl.planning.topology import Topology
 from megatron_vl.planning.vision_memory import VisionActivations
 from megatron_vl.planning.workload import Workload
 
@@ -84,20 +85,15 @@ def rank_memory(
     )
     is_first = "E" in chunks[0]
     copied, copied_gradients = (0, 0) if is_first else activations.vision.copied_encoders()
-    schedule = Schedule(
-        pipeline_size=topology.pipeline_size,
-        virtual_size=topology.virtual_size,
-        # The middle of a long step repeats itself.
-        num_microbatches=min(_num_microbatches(workload, setting), 4 * topology.pipeline_size),
-    )
-    kept, working = activations.worst_moment(schedule.passes(pipeline_rank))
+    schedule = _schedule(topology, _num_microbatches(workload, setting))
+    kept, working, communication = activations.worst_moment(schedule.passes(pipeline_rank))
     return RankMemory(
         parameters=num_parameters * ELEMENT_BYTES[precision] + copied,
         gradients=num_trained * FP32 + copied_gradients,
         optimizer=num_trained * (ADAM_BYTES + MAIN_BYTES[precision]) // topology.data_size,
         activations=kept,
         working=working,
-        communication=activations.communication,
+        communication=communication,
         features=activations.vision.step_images + (activations.vision.step_features if is_first else 0),
     )
 
@@ -111,14 +107,12 @@ class _RankActivations:
     vision: VisionActivations
     pipeline_size: int
 
-    @property
-    def communication(self) -> int:
+    def worst_moment(self, passes: list[Pass]) -> tuple[int, int, int]:
+        """What is kept, what is needed besides, and what communication takes, when all together are the most."""
+        gathered = self.language.gathered
         exchanged = 2 * self.language.hidden if self.pipeline_size > 1 else 0
-        return exchanged + self.language.gathered
-
-    def worst_moment(self, passes: list[Pass]) -> tuple[int, int]:
-        """What is kept, and what is needed besides, when both together are the most."""
-        return max([(0, self._outside_passes()), *self._moments(passes)], key=sum)
+        moments = [(kept, working, exchanged + gathered) for kept, working in self._moments(passes)]
+        return max([(0, self._outside_passes(), gathered), *moments], key=sum)
 
     def _moments(self, passes: list[Pass]) -> Iterator[tuple[int, int]]:
         kept = 0
@@ -193,6 +187,17 @@ def _vision(
         element_bytes=ELEMENT_BYTES[execution.precision],
         fused=execution.fused,
         recompute=setting.recompute_vision,
+    )
+
+
+def _schedule(topology: Topology, num_microbatches: int) -> Schedule:
+    """As long as it takes to keep the most; the middle of a long step repeats itself."""
+    group_size = smallest_group(num_microbatches, topology.pipeline_size)
+    return Schedule(
+        pipeline_size=topology.pipeline_size,
+        virtual_size=topology.virtual_size,
+        num_microbatches=min(num_microbatches, 4 * group_size),
+        group_size=group_size,
     )
 
 

@@ -76,7 +76,7 @@ class VisionActivations:
             return 0
         again = min(self._step_share, self.model.vision.max_images_per_forward)
         pixels = self._share_pixels - self.step_images
-        return 2 * self._step_share * self._features + max(
+        return self._step_share * self._features + max(
             pixels + self._encoding(self._step_share), again * (self._trained_towers + self._trained_backward)
         )
 
@@ -197,12 +197,12 @@ class VisionActivations:
 
     def _pass(self, tower: SiglipConfig | SamConfig, num_images: int) -> int:
         """Values inside a block that keeps nothing: the stream twice, a norm's output, the MLP before and after GELU;
-        in SAM also the stream that the HD branch waits for, and windows, or its attention, where that takes more."""
+        in SAM also the stream that the HD branch waits for, and windows; or, where that is more, its attention."""
         num_patches = num_images * _num_patches(tower)
         if isinstance(tower, SiglipConfig):
             return num_patches * (3 * tower.width + 2 * tower.ffn_hidden_size)
-        held = num_patches * (3 if tower.hd_layer is not None else 2) * tower.width
-        mlp = num_patches * 2 * (tower.width + tower.ffn_hidden_size)
+        held = num_patches * (2 if tower.hd_layer is not None else 1) * tower.width
+        mlp = num_patches * (3 * tower.width + 2 * tower.ffn_hidden_size)
         return held + max(mlp, self._sam_attention(tower, num_images))
 
     def _sam_attention(self, sam: SamConfig, num_images: int) -> int:
