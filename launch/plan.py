@@ -14,6 +14,7 @@ from launch.plan_output import StagePlan, show
 from megatron_vl.config.cluster import check_cluster
 from megatron_vl.config.errors import UserError
 from megatron_vl.config.model_check import check_model
+from megatron_vl.config.parallel import RECOMPUTE, VISION_PLACEMENTS
 from megatron_vl.config.plan import OUTPUTS, PlanConfig, register_plan_schema
 from megatron_vl.device.processes import (
     LAUNCHER_VARIABLE,
@@ -23,15 +24,12 @@ from megatron_vl.device.processes import (
 )
 from megatron_vl.planning.search import search
 from megatron_vl.train.division import stage_problem
-from megatron_vl.train.settings import stage_values
+from megatron_vl.train.settings import check_choices, one_of, stage_values
 
 
 def plan(config: PlanConfig) -> int:
     """Do what the configuration asks for. Returns the exit status."""
-    check_cluster(config.cluster)
-    check_model(config.model)
-    if config.output not in OUTPUTS:
-        raise UserError(f"output={config.output}: must be one of {', '.join(OUTPUTS)}")
+    _check(config)
     if config.calibrate:
         return _calibrate(config)
     plans = [_plan_stage(config, name) for name in config.stages]
@@ -41,6 +39,24 @@ def plan(config: PlanConfig) -> int:
         return verify(config, plans)
     show(config, plans)
     return 0
+
+
+def _check(config: PlanConfig) -> None:
+    check_choices(config)
+    check_cluster(config.cluster)
+    check_model(config.model)
+    one_of("output", config.output, OUTPUTS)
+    for field, choice, valid in (
+        ("search.recompute", config.search.recompute, RECOMPUTE),
+        ("search.vision_placement", config.search.vision_placement, VISION_PLACEMENTS),
+    ):
+        if choice is not None:
+            one_of(field, choice, valid)
+    sizes = ("tensor_size", "pipeline_size", "virtual_size", "micro_batch_size")
+    numbers = {f"search.{size}": getattr(config.search, size) for size in sizes}
+    for field, number in {"top": config.top, "rounds": config.rounds, **numbers}.items():
+        if number is not None and number < 1:
+            raise UserError(f"{field}={number}: must be at least 1")
 
 
 def _plan_stage(config: PlanConfig, name: str) -> StagePlan:

@@ -42,7 +42,7 @@ def show(config: PlanConfig, plans: Sequence[StagePlan]) -> None:
             console.print(settings_table(plan))
             console.print(overrides_of(plan), soft_wrap=True)
         console.print(
-            f"all stages: {sum(plan.best.days for plan in plans):.2f} days, simulated", soft_wrap=True
+            f"all stages: {_days(sum(plan.best.days for plan in plans))} days, simulated", soft_wrap=True
         )
     for plan in plans if config.timeline is not None else ():
         for path in draw(plan, Path(str(config.timeline))):
@@ -92,9 +92,13 @@ def settings_table(plan: StagePlan) -> Table:
             f"{forecast.mfu:.1%}",
             f"{forecast.mfu_with_vision:.1%}",
             f"{forecast.peak_memory_bytes / GIB:.1f}",
-            f"{forecast.days:.2f}",
+            _days(forecast.days),
         )
     return table
+
+
+def _days(days: float) -> str:
+    return f"{days:.2f}" if days >= 0.1 else f"{days:.2g}"
 
 
 def layers_of(layout: str) -> str:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 VISION_PLACEMENTS = ("replicated", "split", "spread")
+RECOMPUTE = ("none", "selective", "full")
 
 
 @dataclass(kw_only=True)

@@ -7,9 +7,10 @@ from typing import Any, TypeVar
 from megatron_vl.config.cluster import ClusterConfig
 from megatron_vl.config.errors import UserError
 from megatron_vl.config.model import ModelConfig
+from megatron_vl.config.parallel import RECOMPUTE, VISION_PLACEMENTS
 from megatron_vl.config.plan import SearchConfig
 from megatron_vl.planning.layout import parse_layout
-from megatron_vl.planning.setting import PLACEMENTS, RECOMPUTE, Setting
+from megatron_vl.planning.setting import Setting
 from megatron_vl.planning.topology import Topology, check_batch_sizes, check_tensor_size
 from megatron_vl.planning.workload import Workload
 
@@ -92,7 +93,9 @@ class Grids:
     def _placements(self, topology: Topology) -> list[str]:
         has_images = self.workload.images_per_row > 0 and self.workload.text_ratio < 1
         ranks = {"replicated": 2, "split": topology.tensor_size, "spread": topology.model_size}
-        possible = [one for one in PLACEMENTS if ranks[one] > 1 and (has_images or one == "replicated")]
+        possible = [
+            one for one in VISION_PLACEMENTS if ranks[one] > 1 and (has_images or one == "replicated")
+        ]
         return [one for one in _choices(self.kept.vision_placement, possible) if one in possible]
 
     def _recomputes(self) -> list[tuple[str, bool]]:

@@ -4,9 +4,6 @@ from dataclasses import dataclass
 
 from megatron_vl.planning.topology import Topology
 
-RECOMPUTE = ("none", "selective", "full")
-PLACEMENTS = ("replicated", "split", "spread")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
@@ -16,6 +13,6 @@ class Setting:
     layout: str
     sequence_parallel: bool
     micro_batch_size: int  # rows
-    recompute: str = "none"  # of RECOMPUTE, for decoder layers
+    recompute: str = "none"  # of config.parallel.RECOMPUTE, for decoder layers
     recompute_vision: bool = False
-    vision_placement: str = "replicated"  # of PLACEMENTS
+    vision_placement: str = "replicated"  # of config.parallel.VISION_PLACEMENTS

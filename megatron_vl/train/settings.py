@@ -6,7 +6,7 @@ from typing import Any
 from megatron_vl.config.data import MAX_PREFETCH_STEPS, ON_BAD_SAMPLE, ON_CHANGE
 from megatron_vl.config.errors import UserError
 from megatron_vl.config.model_check import check_model
-from megatron_vl.config.parallel import VISION_PLACEMENTS, ParallelConfig
+from megatron_vl.config.parallel import RECOMPUTE, VISION_PLACEMENTS, ParallelConfig
 from megatron_vl.config.root import STAGE_NAMES, PretrainConfig
 from megatron_vl.config.train import PARTS, PRECISIONS, SCHEDULES, TRACKING_MODES, StageConfig
 from megatron_vl.planning.layout import grid_of
@@ -32,7 +32,7 @@ def resolve_stages(config: PretrainConfig, world_size: int) -> list[StageSetting
     Raises:
         UserError: naming the field, its value and what would be right.
     """
-    _check_choices(config)
+    check_choices(config)
     check_model(config.model)
     stages: list[StageSettings] = []
     first = 1
@@ -100,14 +100,17 @@ def stage_values(config: PretrainConfig, name: str) -> StageConfig:
     return values
 
 
-def _check_choices(config: PretrainConfig) -> None:
+def check_choices(config: PretrainConfig) -> None:
+    """What no stage changes. Raises UserError for a value that is none of those which a field knows."""
+    for name in config.stages:
+        one_of("stages", name, STAGE_NAMES)
     if not config.stages or len(set(config.stages)) != len(config.stages):
         raise UserError(f"stages={config.stages}: name each stage once, of {', '.join(STAGE_NAMES)}")
-    _one_of("train.precision", config.train.precision, PRECISIONS)
-    _one_of("recompute.language", config.recompute.language, ("none", "selective", "full"))
-    _one_of("tracking.wandb", config.tracking.wandb, TRACKING_MODES)
-    _one_of("data.on_bad_sample", config.data.on_bad_sample, ON_BAD_SAMPLE)
-    _one_of("data.on_change", config.data.on_change, ON_CHANGE)
+    one_of("train.precision", config.train.precision, PRECISIONS)
+    one_of("recompute.language", config.recompute.language, RECOMPUTE)
+    one_of("tracking.wandb", config.tracking.wandb, TRACKING_MODES)
+    one_of("data.on_bad_sample", config.data.on_bad_sample, ON_BAD_SAMPLE)
+    one_of("data.on_change", config.data.on_change, ON_CHANGE)
     for field, value in (
         ("train.stop_at", config.train.stop_at),
         ("checkpoint.every", config.checkpoint.every),
@@ -133,10 +136,10 @@ def _check_choices(config: PretrainConfig) -> None:
 def _check_stage(config: PretrainConfig, name: str, values: StageConfig) -> None:
     prefix = f"stage.{name}"
     for part in values.train:
-        _one_of(f"{prefix}.train", part, PARTS)
+        one_of(f"{prefix}.train", part, PARTS)
     if not values.train:
         raise UserError(f"{prefix}.train is empty: list what the stage trains, of {', '.join(PARTS)}")
-    _one_of(f"{prefix}.schedule", values.schedule, SCHEDULES)
+    one_of(f"{prefix}.schedule", values.schedule, SCHEDULES)
     if values.steps < 1:
         raise UserError(f"train.steps={values.steps} in stage {name}: must be at least 1")
     if values.learning_rate <= 0:
@@ -156,7 +159,7 @@ def _check_stage(config: PretrainConfig, name: str, values: StageConfig) -> None
 
 
 def _check_placement(placement: str, topology: Topology, stage_name: str) -> None:
-    _one_of("parallel.vision_placement", placement, VISION_PLACEMENTS)
+    one_of("parallel.vision_placement", placement, VISION_PLACEMENTS)
     sharers = {"split": topology.tensor_size, "spread": topology.model_size}
     if sharers.get(placement, 2) < 2:
         size = "parallel.tensor_size" if placement == "split" else "parallel.tensor_size x pipeline_size"
@@ -166,7 +169,8 @@ def _check_placement(placement: str, topology: Topology, stage_name: str) -> Non
         )
 
 
-def _one_of(field: str, value: str, valid: tuple[str, ...]) -> None:
+def one_of(field: str, value: str, valid: tuple[str, ...]) -> None:
+    """Raise UserError unless `value` is valid."""
     if value not in valid:
         raise UserError(f"{field}={value}: must be one of {', '.join(valid)}")
 

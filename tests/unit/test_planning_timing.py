@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megatron_vl.config.parallel import VISION_PLACEMENTS
 from megatron_vl.planning.chunk_times import ChunkTimes
 from megatron_vl.planning.cost import UNITS, CostModel
 from megatron_vl.planning.passes import adaptor_units, chunk_units, encoder_units
-from megatron_vl.planning.setting import PLACEMENTS, Setting
+from megatron_vl.planning.setting import Setting
 from megatron_vl.planning.step_times import StepTimes
 from megatron_vl.planning.timing import ClusterTiming, PassSeconds
 from megatron_vl.planning.topology import Topology
@@ -151,7 +152,7 @@ def test_recompute_adds_what_is_computed_again() -> None:
 def test_placements_share_the_encoding(images: int) -> None:
     load = replace(TEXT, num_images=images)
     chunks = {
-        placement: times(setting(placement, tensor_size=4)).chunk("Et", load) for placement in PLACEMENTS
+        placement: times(setting(placement, tensor_size=4)).chunk("Et", load) for placement in VISION_PLACEMENTS
     }
     share = times(setting(tensor_size=4)).chunk("Et", replace(TEXT, num_images=-(-images // 4)))
     assert chunks["split"] == share
