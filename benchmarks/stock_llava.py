@@ -6,12 +6,14 @@ Shapes: S tokens of the row, W of them from the image's mark on, B = 1, A heads,
 """
 
 import math
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from typing import Any
 from unittest.mock import patch
 
 import torch
+from megatron.core.distributed import param_and_grad_buffer
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.models.multimodal import llava_model
 from megatron.core.models.multimodal.llava_model import LLaVAModel
@@ -22,6 +24,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
+from torch.distributed import all_gather_into_tensor, reduce_scatter_tensor
 from torch.nn import functional
 
 from benchmarks.one_process import IMAGE_TOKEN
@@ -79,6 +82,15 @@ class LlavaChunk(MegatronModule):
         return losses_1S
 
 
+def stock_collectives() -> AbstractContextManager[object]:
+    """Steps within it reduce and gather as megatron-core does, even among one rank, where ours leave that out."""
+    return patch.multiple(
+        param_and_grad_buffer,
+        dist_all_gather_func=all_gather_into_tensor,
+        dist_reduce_scatter_func=reduce_scatter_tensor,
+    )
+
+
 def vision_config(language: TransformerConfig) -> TransformerConfig:
     config = replace(
         language,
@@ -100,7 +112,9 @@ def vision_config(language: TransformerConfig) -> TransformerConfig:
 
 def llava(groups: Groups, sdpa: bool) -> LLaVAModel:
     division = Division(topology=groups.topology, layout="E" + "t" * LANGUAGE.num_layers + "L")
-    language = transformer_config(LANGUAGE, division, RecomputeConfig(), "fp32")
+    ours = transformer_config(LANGUAGE, division, RecomputeConfig(), "fp32")
+    # Without TransformerEngine both fusions are ours.
+    language = replace(ours, apply_rope_fusion=False, bias_activation_fusion=False)
     tower = vision_config(language)
     layer = get_gpt_layer_local_spec(normalization="RMSNorm")
     tower_layer = get_vit_layer_with_local_spec()
