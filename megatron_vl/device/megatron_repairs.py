@@ -12,6 +12,7 @@ import torch
 
 from megatron_vl.device.fused_adam import FusedAdam
 from megatron_vl.device.fused_rope import fused_rope, fused_rope_packed
+from megatron_vl.device.fused_swiglu import swiglu, swiglu_back
 
 _Repairs = dict[str, dict[str, Any]]  # module -> name in it -> value
 
@@ -94,6 +95,7 @@ _ON_CPU: _Repairs = {
     },
     # torch.compile: a second to import its compiler, for fusions that are off on CPU.
     "megatron.core.jit": {"jit_fuser": _as_it_is},
+    "megatron.core.fusions.fused_bias_swiglu": {"swiglu": swiglu, "swiglu_back": swiglu_back},
     "megatron.core.transformer.moe.token_dispatcher": {"maybe_move_tensor_to_cpu": _as_numpy_on_cpu},
 }
 

@@ -41,12 +41,17 @@ class PackedAttention(MegatronModule):
         """Attend. Returns [T, A * D]; raises ValueError without `packed_seq_params` or with a bias or mask."""
         if packed_seq_params is None or attention_bias is not None or attention_mask is not None:
             raise ValueError("PackedAttention takes packed rows (packed_seq_params) without mask or bias")
-        lengths = packed_seq_params.cu_seqlens_q.diff().tolist()
         # On CPU the backward pass over short segments takes four times as long in bf16 as in fp32.
         upcast = not q_TAD.is_cuda and packed_seq_params.max_seqlen_q <= SHORT_SEGMENT
-        parts = (x_TAD.float() if upcast else x_TAD for x_TAD in (q_TAD, k_TAD, v_TAD))
-        segments = zip(*(part.split(lengths) for part in parts), strict=True)
-        return torch.cat([self._segment(q, k, v) for q, k, v in segments]).flatten(1).to(q_TAD.dtype)
+        parts = [x_TAD.float() if upcast else x_TAD for x_TAD in (q_TAD, k_TAD, v_TAD)]
+        lengths = packed_seq_params.cu_seqlens_q.diff().tolist()
+        return self._segments(parts, lengths).flatten(1).to(q_TAD.dtype)
+
+    def _segments(self, qkv_TAD: list[Tensor], lengths: list[int]) -> Tensor:
+        if len(lengths) == 1:  # splitting and joining would copy, in the backward pass too
+            return self._segment(*qkv_TAD)
+        segments = zip(*(part.split(lengths) for part in qkv_TAD), strict=True)
+        return torch.cat([self._segment(q, k, v) for q, k, v in segments])
 
     def _segment(self, q_SAD: Tensor, k_SAD: Tensor, v_SAD: Tensor) -> Tensor:
         q_1ASD, k_1ASD, v_1ASD = (x.transpose(0, 1).unsqueeze(0) for x in (q_SAD, k_SAD, v_SAD))

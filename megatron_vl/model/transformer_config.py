@@ -75,8 +75,8 @@ def transformer_config(
         overlap_p2p_comm=interleaved,
         batch_p2p_comm=not interleaved,
         deallocate_pipeline_outputs=on_cuda,
+        bias_activation_fusion=True,
         # Fusions are CUDA kernels, or compile for many seconds on CPU.
-        bias_activation_fusion=on_cuda,
         bias_dropout_fusion=on_cuda,
         masked_softmax_fusion=False,
         gradient_accumulation_fusion=False,
