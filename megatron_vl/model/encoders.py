@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from megatron_vl.config.errors import UserError
 from megatron_vl.config.model import VisionConfig
 from megatron_vl.model.sam import SamEncoder
 from megatron_vl.model.siglip import SiglipEncoder
@@ -82,8 +83,24 @@ class VisionTowers(nn.ModuleDict):
 
 
 def build_towers(vision: VisionConfig, recompute: bool = False) -> VisionTowers:
-    """The towers that `vision` configures, uninitialised."""
-    return VisionTowers(build_encoders(vision), vision.max_images_per_forward, recompute)
+    """The towers that `vision` configures, uninitialised, their blocks compiled by `vision.compile`.
+
+    Raises:
+        UserError: torch has no such backend.
+    """
+    towers = VisionTowers(build_encoders(vision), vision.max_images_per_forward, recompute)
+    if vision.compile is not None:
+        _compile_blocks(towers, vision.compile)
+    return towers
+
+
+def _compile_blocks(towers: VisionTowers, backend: str) -> None:
+    backends = torch.compiler.list_backends(exclude_tags=())
+    if backend not in backends:
+        raise UserError(f"model.vision.compile={backend}: not one of {', '.join(backends)}")
+    for encoder in towers.encoders:
+        for block in encoder.blocks:
+            block.compile(backend=backend)  # in place: names of parameters stay
 
 
 def part_of(parameter_name: str) -> str:

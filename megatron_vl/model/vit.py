@@ -19,6 +19,8 @@ class VisionEncoder(nn.Module):
     Mean and standard deviation are numbers, not buffers, so that casting the module leaves them exact.
     """
 
+    blocks: nn.ModuleList
+
     def __init__(self, config: SiglipConfig | SamConfig, *, num_tokens: int, output_width: int) -> None:
         super().__init__()
         self.image_size = config.image_size

@@ -11,10 +11,12 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
+from megatron_vl.config.errors import UserError
 from megatron_vl.config.model import AdaptorConfig, SamConfig, SiglipConfig, VisionConfig
 from megatron_vl.model.adaptor import build_adaptor
-from megatron_vl.model.encoders import VisionTowers, build_encoders, initialize_vision, part_of
+from megatron_vl.model.encoders import VisionTowers, build_encoders, build_towers, initialize_vision, part_of
 from tests.support.vision_reference import (
     gradients,
     in_our_names,
@@ -148,6 +150,28 @@ def test_recompute_changes_no_gradient_and_runs_each_block_again(images_NCHW: Te
     assert gradients(recomputed).keys() == expected.keys()
     assert all(torch.equal(gradient, expected[name]) for name, gradient in gradients(recomputed).items())
     assert len(runs) == 2 * (SAM.num_layers + SIGLIP.num_layers)
+
+
+def test_compiled_and_recomputed_blocks_change_nothing(images_NCHW: Tensor) -> None:
+    """Through the tracer, whose graphs run as they are; SigLIP's patch embedding is frozen."""
+    vision = replace(VISION, sam=None)
+    plain, compiled = build_towers(vision), build_towers(replace(vision, compile="eager"), recompute=True)
+    with torch.no_grad():
+        randomize(plain)
+    compiled.load_state_dict(plain.state_dict())
+    counters.clear()
+    for towers in (plain, compiled):
+        towers["siglip"].patch_embed.requires_grad_(False)
+        towers(images_NCHW)[0].square().sum().backward()
+    assert counters["stats"]["unique_graphs"] > 0
+    expected = gradients(plain)
+    assert gradients(compiled).keys() == expected.keys() != set()
+    assert largest_error(gradients(compiled), expected) < 1e-5
+
+
+def test_an_unknown_compiler_is_refused() -> None:
+    with pytest.raises(UserError, match=r"model\.vision\.compile=gcc: not one of .*inductor"):
+        build_towers(replace(VISION, compile="gcc"))
 
 
 @pytest.mark.parametrize("recompute", [False, True])
