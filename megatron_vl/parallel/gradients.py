@@ -1,6 +1,6 @@
 """Gradients across ranks: megatron-core's DistributedDataParallel and the hooks its schedules call."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -32,6 +32,7 @@ def distribute(
         use_distributed_optimizer=True,
         overlap_grad_reduce=parallel.overlap_grad_reduce,
         overlap_param_gather=parallel.overlap_param_gather,
+        align_param_gather=len(chunks) > 1,  # begun by the schedule: no bucket begins the next one's
     )
     wrapped = [
         DistributedDataParallel(
@@ -47,7 +48,22 @@ def distribute(
     if parallel.overlap_grad_reduce:
         no_sync = [chunk.no_sync for chunk in wrapped]
         config.no_sync_func = no_sync[0] if len(no_sync) == 1 else no_sync
+    if parallel.overlap_param_gather and len(chunks) > 1:
+        config.param_sync_func = [_begin_gathering(chunk) for chunk in wrapped]
     return wrapped
+
+
+def _begin_gathering(chunk: DistributedDataParallel) -> Callable[..., None]:
+    """What the interleaved schedule calls ahead of a chunk's first forward pass.
+
+    Vision parameters that train are gathered by the first module to need them: on a step without images none may,
+    and a gather that has begun would never be waited for.
+    """
+    return _nothing if _trains_vision(chunk.module) else chunk.start_param_sync
+
+
+def _nothing(parameters: Iterator[Tensor]) -> None:
+    """No gather."""
 
 
 def _sum_over_ranks(
