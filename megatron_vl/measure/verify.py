@@ -60,7 +60,9 @@ def verify_rank(
         raise UserError(f"rank {rank}: this world has the ranks 0 to {topology.world_size - 1}")
     per_slot = topology.data_size * setting.micro_batch_size
     num_microbatches = _enough_microbatches(workload.global_batch_size // per_slot, topology)
-    workload = replace(workload, global_batch_size=num_microbatches * per_slot)
+    workload = replace(  # rows of one segment each, as `run_rank_step` makes them
+        workload, global_batch_size=num_microbatches * per_slot, segment_tokens=workload.sequence_length
+    )
     with imagined_world(rank, topology.world_size):
         groups = build_groups(topology, seed=0, device=torch.device("cpu"))
         try:

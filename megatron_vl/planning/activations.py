@@ -2,8 +2,8 @@
 
 Counted are storages, as autograd holds them for our modules: a view keeps the whole tensor that it looks at. H hidden
 size, F MLP size, V vocabulary, A heads, D head size; T tokens of a microbatch, of which a rank normalises T/tp under
-sequence parallelism. `fused` kernels are TransformerEngine's with flash attention; without them norms, rotary
-embedding and SwiGLU are made of elementwise operators, which keep their operands too.
+sequence parallelism. `fused` kernels are TransformerEngine's with flash attention; without them norms are made
+of elementwise operators, which keep their operands in fp32.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,8 @@ class Activations:
     element_bytes: int
     fused: bool
     trained: frozenset[str]  # of config.train.PARTS
-    recompute: str  # of planning.setting.RECOMPUTE
+    recompute: str  # of config.parallel.RECOMPUTE
+    joins_segments: bool  # rows have several, whose attention is joined where no kernel takes packed rows
 
     @property
     def decoder_trains(self) -> bool:
@@ -66,30 +67,25 @@ class Activations:
 
     @property
     def attention(self) -> int:
-        """From the norm's output to the projection's input. Values are a view of the fused projection's output."""
-        inputs = (
-            (self.hidden if self.decoder_trains else 0) + 3 * self.heads + 2 * self.heads
-        )  # rotated queries and keys
-        rotation = 0 if self.fused else 4 * self._rotation
-        output = self.heads if self.decoder_trains else 0
+        """From the norm's output to the projection's input. Values are a view of the fused projection's output; queries
+        and keys are kept rotated, with the rotation where no kernel computes it again."""
+        kept = (self.hidden if self.decoder_trains else 0) + 3 * self.heads + 2 * self.heads
+        kept += 0 if self.fused else 4 * self._rotation
         if self.recompute == "selective":
-            return inputs + rotation + output
-        # Segments' outputs are joined by a copy where there is no kernel for packed rows.
-        kernel = self.heads if not (self.fused and self.decoder_trains) else 0
-        return inputs + rotation + output + kernel + self.statistics
+            return kept + (self.heads if self.decoder_trains else 0)
+        joined = self.heads if self.joins_segments and self.decoder_trains and not self.fused else 0
+        return kept + self.heads + joined + self.statistics
 
     @property
     def _rotation(self) -> int:
-        """Cosines or sines of every token's angles."""
-        head_size = self.language.hidden_size // self.language.num_heads
-        return self.num_tokens * head_size * self.element_bytes
+        """Cosines or sines of every token's angles, of which a head has half as many as channels."""
+        num_angles = self.language.hidden_size // self.language.num_heads // 2
+        return self.num_tokens * num_angles * self.element_bytes
 
     @property
     def mlp(self) -> int:
-        """The norm's output and the product, where the weights that they meet train; between them gate and linear half
-        in one tensor and, without a fused kernel, silu(gate) and the linear half again (an offset is added to it)."""
-        trained = self.hidden + self.ffn if self.decoder_trains else 0
-        return trained + (2 if self.fused else 4) * self.ffn
+        """The norm's output and SwiGLU's product, where the weights that they meet train; both halves in one tensor."""
+        return (self.hidden + self.ffn if self.decoder_trains else 0) + 2 * self.ffn
 
     @property
     def whole_layer(self) -> int:
@@ -103,10 +99,11 @@ class Activations:
 
     @property
     def layer_backward(self) -> int:
-        """What a layer's backward pass takes beside what is kept: the stream's gradient and, where SwiGLU's backward
-        begins, gradients of the product and of both halves, the product itself being gone; before that all of a
-        recomputed layer, whose input is kept."""
-        gradients = self.hidden + (2 if self.decoder_trains else 3) * self.ffn
+        """What a layer's backward pass takes beside what is kept: the stream's gradient and, in SwiGLU's backward,
+        gradients of the product and of both halves, and without a fused kernel a half more, the product itself being
+        gone; before that all of a recomputed layer, whose input is kept."""
+        num_halves = (2 if self.decoder_trains else 3) + (0 if self.fused else 1)
+        gradients = self.hidden + num_halves * self.ffn
         return gradients + (self.whole_layer if self.recompute == "full" else 0)
 
     @property
@@ -127,10 +124,14 @@ class Activations:
         return self.num_tokens * self.language.hidden_size * self.element_bytes
 
     @property
-    def exchanged(self) -> int:
-        """A chunk's input and output, which the schedule holds for the backward pass where autograd does not."""
-        input_bytes = 0 if self.fused or self.element_bytes == FP32 else self.hidden
-        return input_bytes + (0 if self.fused else self.hidden)  # on CUDA a sent output is freed
+    def received(self) -> int:
+        """A chunk's input, which the schedule holds for the backward pass where autograd does not."""
+        return 0 if self.fused or self.element_bytes == FP32 else self.hidden
+
+    @property
+    def sent(self) -> int:
+        """A chunk's output, which the schedule holds too; on CUDA it is freed once it is sent."""
+        return 0 if self.fused else self.hidden
 
     @property
     def head(self) -> int:

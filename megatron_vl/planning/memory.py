@@ -133,12 +133,8 @@ class _RankActivations:
     def _kept(self, chunk: str) -> int:
         """By one microbatch, from a chunk's forward to its backward pass."""
         kept = chunk.count("t") * self.language.layer
-        if self.pipeline_size > 1:
-            kept += self.language.exchanged
-        if "E" in chunk:
-            kept += self.vision.kept + self.language.embedded
-        if "L" in chunk:
-            kept += self.language.head
+        kept += self.vision.kept + self.language.embedded if "E" in chunk else self.language.received
+        kept += self.language.head if "L" in chunk else self.language.sent
         return kept
 
     def _forward(self, chunk: str) -> int:
@@ -169,6 +165,7 @@ def _language(model: ModelConfig, workload: Workload, setting: Setting, executio
         fused=execution.fused,
         trained=workload.trained,
         recompute=setting.recompute,
+        joins_segments=workload.segment_tokens < workload.sequence_length,
     )
 
 

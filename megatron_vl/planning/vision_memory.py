@@ -26,7 +26,7 @@ class VisionActivations:
     trained: frozenset[str]  # of config.train.PARTS
     num_images: int  # of a microbatch
     num_step_images: int  # of all microbatches of a replica
-    placement: str  # of planning.setting.PLACEMENTS
+    placement: str  # of config.parallel.VISION_PLACEMENTS
     tensor_size: int
     model_size: int  # ranks of a replica
     element_bytes: int
