@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -43,7 +44,6 @@ def transformer_config(
     topology = division.topology
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     interleaved = topology.virtual_size > 1
-    full = recompute.language == "full"
     return TransformerConfig(
         num_layers=language.num_layers,
         hidden_size=language.hidden_size,
@@ -57,9 +57,7 @@ def transformer_config(
         hidden_dropout=0.0,
         attention_dropout=0.0,
         softmax_scale=1.0 / math.sqrt(language.hidden_size // language.num_heads),
-        init_method=_leave,
-        output_layer_init_method=_leave,
-        embedding_init_method=_leave,
+        **dict.fromkeys(("init_method", "output_layer_init_method", "embedding_init_method"), _leave),
         tensor_model_parallel_size=topology.tensor_size,
         pipeline_model_parallel_size=topology.pipeline_size,
         virtual_pipeline_model_parallel_size=topology.virtual_size if interleaved else None,
@@ -81,12 +79,17 @@ def transformer_config(
         masked_softmax_fusion=False,
         gradient_accumulation_fusion=False,
         apply_rope_fusion=True,  # the unfused form reads segment lengths back from the device
-        recompute_granularity=None if recompute.language == "none" else recompute.language,
-        recompute_method="uniform" if full else None,
-        recompute_num_layers=1 if full else None,
+        **_recompute(recompute),
         cuda_graph_scope=[],  # none; its default warns
         hetereogenous_dist_checkpoint=True,  # one checkpoint entry per layer, whatever the layout
     )
+
+
+def _recompute(recompute: RecomputeConfig) -> dict[str, Any]:
+    granularity = None if recompute.language == "none" else recompute.language
+    if granularity != "full":
+        return {"recompute_granularity": granularity}
+    return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
 
 
 def _leave(weight: Tensor) -> Tensor:
