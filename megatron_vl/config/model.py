@@ -79,16 +79,12 @@ class AdaptorConfig:
 class VisionConfig:
     """The towers present (null leaves one out; paper, Figure 10), and how many images one encoder forward may
     take, which bounds activation memory.
-
-    `compile`: the backend of torch.compile for the encoders' blocks (`inductor` needs a C++ compiler, and on CUDA
-    Triton; the first steps then take minutes), null to run them as they are. Checkpoints are the same either way.
     """
 
     siglip: SiglipConfig | None = None
     sam: SamConfig | None = None
     adaptor: AdaptorConfig = field(default_factory=AdaptorConfig)
     max_images_per_forward: int = 8
-    compile: str | None = None
 
 
 @dataclass(kw_only=True)

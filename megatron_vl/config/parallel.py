@@ -19,6 +19,9 @@ class ParallelConfig:
     adaptor; needs tensor_size of at least 2. `spread`: every rank of all stages its share, with copies of the encoders,
     before the pipeline begins; needs at least 2 ranks. Results differ by rounding only; a run may resume with another.
     Evaluation is always `replicated`.
+
+    `compile_vision`: the backend of torch.compile for the encoders' blocks in training (`inductor` needs a C++
+    compiler, and on CUDA Triton; the first steps then take minutes), null to run them as they are.
     """
 
     tensor_size: int = 1
@@ -27,6 +30,7 @@ class ParallelConfig:
     sequence_parallel: bool = False
     layout: str | None = None
     vision_placement: str = "replicated"
+    compile_vision: str | None = None
     overlap_grad_reduce: bool = True
     overlap_param_gather: bool = True
     transformer_engine: bool = True  # CUDA only; false asks for megatron-core's local layers

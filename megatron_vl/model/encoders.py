@@ -82,22 +82,22 @@ class VisionTowers(nn.ModuleDict):
         return [encoder(encoder.normalize(unit_NCHW), self.recompute) for encoder in encoders]
 
 
-def build_towers(vision: VisionConfig, recompute: bool = False) -> VisionTowers:
-    """The towers that `vision` configures, uninitialised, their blocks compiled by `vision.compile`.
+def build_towers(vision: VisionConfig, recompute: bool = False, compiler: str | None = None) -> VisionTowers:
+    """The towers that `vision` configures, uninitialised. `compiler`: a backend of torch.compile for their blocks.
 
     Raises:
         UserError: torch has no such backend.
     """
     towers = VisionTowers(build_encoders(vision), vision.max_images_per_forward, recompute)
-    if vision.compile is not None:
-        _compile_blocks(towers, vision.compile)
+    if compiler is not None:
+        _compile_blocks(towers, compiler)
     return towers
 
 
 def _compile_blocks(towers: VisionTowers, backend: str) -> None:
     backends = torch.compiler.list_backends(exclude_tags=())
     if backend not in backends:
-        raise UserError(f"model.vision.compile={backend}: not one of {', '.join(backends)}")
+        raise UserError(f"parallel.compile_vision={backend}: not one of {', '.join(backends)}")
     for encoder in towers.encoders:
         for block in encoder.blocks:
             block.compile(backend=backend)  # in place: names of parameters stay

@@ -148,18 +148,19 @@ def spread_encoders(
     train: Sequence[str],
     groups: Groups,
     recompute: bool = False,
+    compiler: str | None = None,
 ) -> Spread:
     """Encoders for every rank of the replica, and their gradients' way into what ends the pipeline's passes.
 
     `chunks` hold this rank's weights as they will train; `train` are the stage's parts, `recompute` is
-    `recompute.vision`. Collective over the replica.
+    `recompute.vision`, `compiler` parallel.compile_vision. Collective over the replica.
     """
     config = chunks[0].config
     first_chunk = chunks[0] if groups.is_first_stage else None
     if first_chunk is not None:
         towers = cast(VisionTowers, first_chunk.module.stage_zero.towers)
     else:
-        towers = build_towers(vision, recompute).to(device=groups.device, dtype=config.params_dtype)
+        towers = build_towers(vision, recompute, compiler).to(device=groups.device, dtype=config.params_dtype)
         for name, parameter in towers.named_parameters():
             parameter.requires_grad_(part_of(f"towers.{name}") in train)
     spread = Spread(towers, first_chunk, groups)

@@ -24,6 +24,7 @@ class BuildOptions:
     image_token: int
     use_transformer_engine: bool = False
     recompute_vision: bool = False
+    compile_vision: str | None = None
 
 
 class VisionLanguageModel(MegatronModule):
@@ -48,7 +49,7 @@ class VisionLanguageModel(MegatronModule):
         self.pre_process, self.post_process, self.vp_stage = chunk.is_first, chunk.is_last, chunk.index
         self.pg_collection = groups
         if chunk.is_first:
-            towers = build_towers(model.vision, options.recompute_vision)
+            towers = build_towers(model.vision, options.recompute_vision, options.compile_vision)
             adaptor = build_adaptor(model.vision.adaptor, towers.output_widths, config.hidden_size)
             self.stage_zero = StageZero(
                 config, model.language.vocab_size, options.image_token, towers, adaptor, groups

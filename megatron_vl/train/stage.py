@@ -131,6 +131,7 @@ def build_model(
         image_token=image_token,
         use_transformer_engine=use_transformer_engine,
         recompute_vision=config.recompute.vision,
+        compile_vision=settings.parallel.compile_vision,
     )
     chunks = build_chunks(core, config.model, options, groups.collection, device.torch_device)
     if start.checkpoint is None:
@@ -148,7 +149,9 @@ def build_model(
     spread = None
     if settings.parallel.vision_placement == "spread":
         parts, recompute = settings.values.train, config.recompute.vision
-        spread = spread_encoders(wrapped, config.model.vision, parts, groups, recompute)
+        spread = spread_encoders(
+            wrapped, config.model.vision, parts, groups, recompute, settings.parallel.compile_vision
+        )
     return Model(chunks=wrapped, optimizer=optimizer, groups=groups, spread=spread)
 
 

@@ -155,7 +155,7 @@ def test_recompute_changes_no_gradient_and_runs_each_block_again(images_NCHW: Te
 def test_compiled_and_recomputed_blocks_change_nothing(images_NCHW: Tensor) -> None:
     """Through the tracer, whose graphs run as they are; SigLIP's patch embedding is frozen."""
     vision = replace(VISION, sam=None)
-    plain, compiled = build_towers(vision), build_towers(replace(vision, compile="eager"), recompute=True)
+    plain, compiled = build_towers(vision), build_towers(vision, recompute=True, compiler="eager")
     with torch.no_grad():
         randomize(plain)
     compiled.load_state_dict(plain.state_dict())
@@ -170,8 +170,8 @@ def test_compiled_and_recomputed_blocks_change_nothing(images_NCHW: Tensor) -> N
 
 
 def test_an_unknown_compiler_is_refused() -> None:
-    with pytest.raises(UserError, match=r"model\.vision\.compile=gcc: not one of .*inductor"):
-        build_towers(replace(VISION, compile="gcc"))
+    with pytest.raises(UserError, match=r"parallel\.compile_vision=gcc: not one of .*inductor"):
+        build_towers(VISION, compiler="gcc")
 
 
 @pytest.mark.parametrize("recompute", [False, True])
