@@ -14,8 +14,8 @@ unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile -c constraints.txt
 ENVIRONMENT := .venv/.complete
 RUN := runs/quickstart
-BENCHMARKS := attention_cpu image_path index_memory llava_peer loaders matmul_limit overhead packing \
-	read_amplification sam
+BENCHMARKS := attention_cpu grouping growth image_path index_memory llava_peer loaders matmul_limit overhead packing \
+	placement prediction read_amplification sam seven_b split
 GOAL := $(firstword $(MAKECMDGOALS))
 
 DISK_GB := 3
