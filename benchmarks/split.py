@@ -19,10 +19,10 @@ from megatron_vl.config.root import PretrainConfig
 from megatron_vl.planning.rebalance import Pipeline, ScoredSplit, best_splits
 from tests.support.ranks import run_ranks
 
-STEPS = {"text": (0,) * 6, "multimodal": (5,) * 6}  # the images of each microbatch
+STEPS = {"text": (0,) * 4, "multimodal": (5,) * 4}  # the images of each microbatch
 SHARES = {"text": 0.7, "multimodal": 0.3}
-CALIBRATION_ROUNDS = 5
-ROUNDS = {2: 7, 4: 5}  # by pipeline size
+CALIBRATION_ROUNDS = 4
+ROUNDS = {2: 4, 4: 3}  # by pipeline size
 # account_for_embedding_in_pipeline_split and account_for_loss_in_pipeline_split count both as one layer.
 ACCOUNTED = {2: "Et*5|t*5L", 4: "Et*2|ttt|ttt|ttL"}
 
