@@ -152,7 +152,8 @@ def test_recompute_adds_what_is_computed_again() -> None:
 def test_placements_share_the_encoding(images: int) -> None:
     load = replace(TEXT, num_images=images)
     chunks = {
-        placement: times(setting(placement, tensor_size=4)).chunk("Et", load) for placement in VISION_PLACEMENTS
+        placement: times(setting(placement, tensor_size=4)).chunk("Et", load)
+        for placement in VISION_PLACEMENTS
     }
     share = times(setting(tensor_size=4)).chunk("Et", replace(TEXT, num_images=-(-images // 4)))
     assert chunks["split"] == share
