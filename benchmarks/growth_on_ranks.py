@@ -22,7 +22,7 @@ from megatron_vl.train.division import stage_problem, stage_setting
 from megatron_vl.train.settings import resolve_stages
 from tests.support.ranks import run_ranks
 
-ROUNDS, STEPS = 2, 5
+ROUNDS, STEPS = 2, 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +112,7 @@ def compare(curve: Curve) -> list[Compared]:
     found: list[Compared] = []
     for world_size in sorted({point.world_size for point in curve.points}):
         points = [point for point in curve.points if point.world_size == world_size]
-        by_rank = run_ranks(world_size, measure, points, timeout_seconds=280)
+        by_rank = run_ranks(world_size, measure, points, timeout_seconds=500)
         for point, taken in zip(points, zip(*by_rank, strict=True), strict=True):
             measured = Figures(
                 max(one.figures.seconds for one in taken), max(one.figures.peak_bytes for one in taken)

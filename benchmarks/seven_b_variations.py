@@ -10,6 +10,7 @@ from unittest.mock import patch
 from benchmarks.workbench import compose_run
 from megatron_vl.config.errors import UserError
 from megatron_vl.config.plan import SearchConfig
+from megatron_vl.device.processes import die_with_parent
 from megatron_vl.planning import step_times
 from megatron_vl.planning.candidate import Problem, Remembered
 from megatron_vl.planning.cost import CostModel
@@ -102,7 +103,8 @@ class Variation:
 
 def plan_all(variations: Sequence[Variation]) -> list[Forecast | None]:
     """In this order; on all cores."""
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+    context = get_context("spawn")
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=context, initializer=die_with_parent) as pool:
         return list(pool.map(Variation.plan, variations))
 
 
