@@ -102,7 +102,7 @@ def start(arguments: list[str]) -> subprocess.Popen[str]:
     )
 
 
-def finish(arguments: list[str], timeout_seconds: float = 240) -> tuple[int, str]:
+def finish(arguments: list[str], timeout_seconds: float = 400) -> tuple[int, str]:
     """Run to the end. Returns the exit status and all that reached the screen.
 
     Raises TimeoutError: it ran longer; with what the screen and the logs of its ranks said last.
