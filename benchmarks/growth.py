@@ -22,6 +22,7 @@ from launch.plan_output import GIB
 
 PICTURE = Path(__file__).parents[1] / "docs" / "growth.png"
 MIB = 2**20
+SECONDS = (0.3, 1, 3, 10, 30, 60)  # ticks
 MEASURED, SIMULATED, OTHER = "#c1440e", "#1f5a8a", "#5a8a1f"
 
 
@@ -101,8 +102,8 @@ def _both(axis: Axes, points: Sequence[Compared], quantity: str, unit: float) ->
 
 def _cluster(axes: Sequence[Axes], weak: Sequence[Scaled], strong: Sequence[Scaled]) -> None:
     sides = {
-        "simulated, 4.5 rows a GPU": (weak, "-", SIMULATED),
-        "simulated, 2304 rows": (strong, "--", OTHER),
+        "4.5 rows a GPU": (weak, "-", SIMULATED),
+        "2304 rows": (strong, "--", OTHER),
     }
     for label, (points, style, colour) in sides.items():
         at = [one.num_ranks for one in points]
@@ -116,10 +117,13 @@ def _cluster(axes: Sequence[Axes], weak: Sequence[Scaled], strong: Sequence[Scal
             axis.plot(at, column, style, marker=".", color=colour, label=label)
     names = ("seconds of a step", "MFU, % of peak", "bubble, % of the step", "GiB of the fullest rank")
     for axis, name in zip(axes, names, strict=True):
-        axis.set(title="7B on A100", ylabel=name, xlabel="GPUs", ylim=(0, None))
+        axis.set(title="7B on A100, simulated", ylabel=name, xlabel="GPUs")
         _powers(axis, [8, 32, 128, 512, 2048])
         axis.grid(alpha=0.3)
     axes[0].set_yscale("log")
+    axes[0].set_yticks(SECONDS, [str(tick) for tick in SECONDS])
+    for axis in axes[1:]:
+        axis.set_ylim(bottom=0)
     axes[0].legend()
 
 
