@@ -1,6 +1,7 @@
 """Steps of a small model as it grows: CPU seconds and bytes on ranks of this machine, beside what planning says.
 
-The ranks time the model's units in between, so the prediction shares their moment; it knows nothing of the steps.
+The ranks time the model's units before and after each point's steps, so the prediction shares their moment and their
+rows; it knows nothing of the steps.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from megatron_vl.train.division import stage_problem, stage_setting
 from megatron_vl.train.settings import resolve_stages
 from tests.support.ranks import run_ranks
 
-ROUNDS, STEPS = 2, 3
+ROUNDS, STEPS = 2, 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,13 +125,11 @@ def compare(curve: Curve) -> list[Compared]:
 
 def measure(points: Sequence[Point]) -> list[Taken]:
     """On one rank: each point's steps, and times of the model's units before and after them."""
-    config = points[0].config()
-    before = time_here(config, ROUNDS)
     taken = []
     for point in points:
-        figures, after = _step(point), time_here(config, ROUNDS)
-        taken.append(Taken(figures, (before, after)))
-        before = after
+        config = point.config()
+        before = time_here(config, ROUNDS)
+        taken.append(Taken(_step(point), (before, time_here(config, ROUNDS))))
     return taken
 
 
