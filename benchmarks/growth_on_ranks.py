@@ -23,7 +23,7 @@ from megatron_vl.train.division import stage_problem, stage_setting
 from megatron_vl.train.settings import resolve_stages
 from tests.support.ranks import run_ranks
 
-ROUNDS, STEPS = 2, 5
+ROUNDS, STEPS = 2, 3
 
 
 @dataclass(frozen=True, kw_only=True)
