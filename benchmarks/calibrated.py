@@ -1,7 +1,6 @@
 """Units timed on the ranks of a benchmark, and steps simulated with those times."""
 
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from launch.calibrate import open_bench, update
 from megatron_vl.config.root import PretrainConfig
 from megatron_vl.device.machine import Device
 from megatron_vl.measure.calibrate import fit_unit, measure_update
-from megatron_vl.measure.timing import Timed, time_units
+from megatron_vl.measure.timing import Timed, time_units, working_clock
 from megatron_vl.parallel.groups import destroy_groups
 from megatron_vl.planning.calibration import Calibration, CalibrationKey, add_calibration
 from megatron_vl.planning.candidate import Candidate
@@ -39,9 +38,9 @@ class Measured:
 def time_here(config: PretrainConfig, rounds: int) -> Measured:
     """CPU seconds of the model's units on this rank, beside the other ranks. Collective; leaves no groups behind."""
     bench, model = open_bench(config, Device("cpu"))
-    units = bench.units()
-    times = time_units(units, time.process_time, rounds)
-    seconds = measure_update(lambda: update(model), time.process_time, rounds)
+    units, clock = bench.units(), working_clock()
+    times = time_units(units, clock, rounds)
+    seconds = measure_update(lambda: update(model), clock, rounds)
     destroy_groups()
     return Measured(
         times=times,

@@ -1,7 +1,7 @@
 """Simulated against measured training steps: CPU seconds of the busiest rank, for several settings and stages.
 
-Each setting runs on ranks of its own, which time the units of the model (as launch.plan calibrate=true does) before
-and after the steps, all at once, so that they share the machine as they do while they train. The prediction knows
+Each setting runs on ranks of its own, which time the units of the model (as launch.plan calibrate=true does) in turns
+with training steps, all at once, so that they share the machine as they do while they train. The prediction knows
 those times, the layout and the order of megatron-core's schedule, and nothing of the steps.
 """
 
@@ -20,7 +20,7 @@ from tests.support.ranks import run_ranks
 
 ADAPTOR = "stage.joint.train=[adaptor]"
 SIGLIP = "stage.joint.train=[siglip,adaptor,embedding,decoder,head]"
-ROUNDS, STEPS = 3, 5
+TURNS, ROUNDS, STEPS = 2, 2, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,15 +81,18 @@ CASES = (
 
 
 def measure(case: Case) -> tuple[list[Measured], list[float]]:
-    """On one rank: times of units, before and after; CPU seconds of steps."""
+    """On one rank: times of units, turn by turn; CPU seconds of steps."""
     config = composed(*case.overrides, f"train.global_batch_size={len(case.images)}")
-    before = time_here(config, ROUNDS)
-    side = build_side(config)
-    rows = side.microbatches(case.images)
-    seconds = [side.step(rows).cpu for _ in range(STEPS + 1)]
-    dist.barrier()
-    destroy_groups()
-    return [before, time_here(config, ROUNDS)], seconds[1:]
+    units = [time_here(config, ROUNDS)]
+    seconds: list[float] = []
+    for _ in range(TURNS):
+        side = build_side(config)
+        rows = side.microbatches(case.images)
+        seconds += [side.step(rows).cpu for _ in range(STEPS + 1)][1:]
+        dist.barrier()
+        destroy_groups()
+        units.append(time_here(config, ROUNDS))
+    return units, seconds
 
 
 def compare(case: Case) -> tuple[float, float]:
