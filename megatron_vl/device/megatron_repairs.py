@@ -13,6 +13,7 @@ import torch
 from megatron_vl.device.fused_adam import FusedAdam
 from megatron_vl.device.fused_rope import fused_rope, fused_rope_packed
 from megatron_vl.device.fused_swiglu import swiglu, swiglu_back
+from megatron_vl.device.process_group import group_of
 
 _Repairs = dict[str, dict[str, Any]]  # module -> name in it -> value
 
@@ -66,6 +67,9 @@ def _as_numpy_on_cpu(tensor: Any, as_numpy: bool = False, record_stream: bool = 
 
 
 _EVERYWHERE: _Repairs = {
+    # It makes a group, with a communicator or a thread of its own, for each of some twenty names of the same few sets
+    # of ranks.
+    "megatron.core.parallel_state": {"create_group": group_of},
     "megatron.core.dist_checkpointing.strategies.filesystem_async": {"mp": _Threads},
 }
 

@@ -1,4 +1,4 @@
-"""Process groups of one stage's parallel grid, made and unmade as a whole."""
+"""Process groups of one stage's parallel grid, and small messages between the hosts of a replica."""
 
 from dataclasses import dataclass
 
@@ -6,17 +6,37 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.process_groups_config import ProcessGroupCollection
+from torch import Tensor
 
 from megatron_vl.planning.topology import Topology
 
 
+class HostMessages:
+    """Small messages between the hosts of a group, for which no host waits for what its device computes.
+
+    On CUDA they travel by NCCL, on a stream of their own: nothing else is queued there. A twin of the group on gloo
+    would be one more mesh of connections.
+    """
+
+    def __init__(self, group: dist.ProcessGroup, device: torch.device) -> None:
+        self._group, self._device = group, device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def maximum(self, message: Tensor) -> Tensor:
+        """Element by element, of all ranks' messages; they may be overwritten. On the host, as the result is."""
+        with torch.cuda.stream(self._stream):  # None: does nothing
+            there = message.to(self._device)
+            dist.all_reduce(there, op=dist.ReduceOp.MAX, group=self._group)
+            return there.cpu()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Groups:
-    """This rank's groups and place. `control` joins the model-parallel ranks of one replica on the host."""
+    """This rank's groups and place. `control` joins the model-parallel ranks of one replica."""
 
     topology: Topology
     collection: ProcessGroupCollection
-    control: dist.ProcessGroup
+    control: HostMessages
     device: torch.device
     data_rank: int
     pipeline_rank: int
@@ -32,7 +52,10 @@ class Groups:
 
 
 def build_groups(topology: Topology, seed: int, device: torch.device) -> Groups:
-    """Create the process groups. Collective: every rank of the world calls it with the same topology."""
+    """The process groups, made where they are not there yet (`device.process_group.group_of`).
+
+    Collective: every rank of the world calls it with the same topology.
+    """
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=topology.tensor_size,
         pipeline_model_parallel_size=topology.pipeline_size,
@@ -44,7 +67,7 @@ def build_groups(topology: Topology, seed: int, device: torch.device) -> Groups:
     return Groups(
         topology=topology,
         collection=collection,
-        control=_control_group(topology) if device.type == "cuda" else collection.mp,
+        control=HostMessages(collection.mp, device),
         device=device,
         data_rank=collection.dp.rank(),
         pipeline_rank=collection.pp.rank(),
@@ -52,17 +75,6 @@ def build_groups(topology: Topology, seed: int, device: torch.device) -> Groups:
     )
 
 
-def _control_group(topology: Topology) -> dist.ProcessGroup:
-    """A gloo twin of this rank's model-parallel group, for small host-side messages beside NCCL."""
-    mine = dist.get_process_group_ranks(parallel_state.get_model_parallel_group())
-    everyone: list[list[int]] = [[] for _ in range(topology.world_size)]
-    dist.all_gather_object(everyone, mine)
-    replicas = dict.fromkeys(map(tuple, everyone))
-    groups = {ranks: dist.new_group(list(ranks), backend="gloo") for ranks in replicas}
-    group: dist.ProcessGroup = groups[tuple(mine)]
-    return group
-
-
 def destroy_groups() -> None:
-    """Unmake what `build_groups` made, so that another stage can use other sizes."""
+    """Forget what `build_groups` gave, so that another stage can use other sizes. The groups themselves stay."""
     parallel_state.destroy_model_parallel()

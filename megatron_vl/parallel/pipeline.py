@@ -137,23 +137,28 @@ def agree_on_plan(microbatches: list[Microbatch], digest: int, groups: Groups) -
     """Check that all ranks of a replica are about to train on the same plan, and tell them which units one of them
     could not decode, per microbatch.
 
-    One host-side message over the control group, 8 bytes a unit. `digest` has 63 bits.
+    One message of 24 bytes between hosts, which has one size whatever they have planned, and where a sample did not
+    decode another one of 8 bytes a unit. `digest` has 63 bits.
 
     Raises:
         RuntimeError: another rank of the replica has planned another step.
     """
+    here = [microbatch.failed_units for microbatch in microbatches]
     if groups.topology.model_size == 1:
-        return [microbatch.failed_units for microbatch in microbatches]
-    most_units = max(len(microbatch.units) for microbatch in microbatches)
-    message = torch.zeros(2 + len(microbatches) * most_units, dtype=torch.int64)
-    message[0], message[1] = digest, -digest
-    failed = message[2:].view(len(microbatches), most_units)
-    for row, microbatch in zip(failed, microbatches, strict=True):
-        row[list(microbatch.failed_units)] = 1
-    dist.all_reduce(message, op=dist.ReduceOp.MAX, group=groups.control)
-    if message[0] != -message[1]:
+        return here
+    highest, lowest, some_failed = groups.control.maximum(
+        torch.tensor([digest, -digest, any(here)], dtype=torch.int64)
+    ).tolist()
+    if highest != -lowest:
         raise RuntimeError(
-            f"ranks of one replica planned different steps: digests {-int(message[1])} to {int(message[0])}, here "
-            f"{digest}; they must run the same code on the same index"
+            f"ranks of one replica planned different steps: digests {-lowest} to {highest}, here {digest}; they must "
+            "run the same code on the same index"
         )
-    return [tuple(row.nonzero().flatten().tolist()) for row in failed]
+    if not some_failed:
+        return here
+    failed = torch.zeros(
+        len(here), max(len(microbatch.units) for microbatch in microbatches), dtype=torch.int64
+    )
+    for row, units in zip(failed, here, strict=True):
+        row[list(units)] = 1
+    return [tuple(row.nonzero().flatten().tolist()) for row in groups.control.maximum(failed)]
