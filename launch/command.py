@@ -11,8 +11,10 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from launch.sweep import is_job_of_sweep, run_job
 from megatron_vl.config.errors import UserError
 from megatron_vl.config.root import register_schemas
+from megatron_vl.device.processes import LAUNCHER_VARIABLE, die_with_parent
 
 CONFIG_FOLDER = Path(__file__).parent.parent / "hydra_conf"
 
@@ -21,9 +23,16 @@ def run_command(task: Callable[[Any], int], config_name: str = "pretrain") -> No
     """Call `task` with `hydra_conf/<config_name>.yaml` after the command line's overrides; exit with its status.
 
     A UserError is printed alone, as one line that begins with "error: ", and the exit status is 1. Ranks of one run
-    that meet the same error print it once. A Ctrl-C ends it with 130.
+    that meet the same error print it once. A Ctrl-C ends it with 130. With -m it is a sweep: every job is the
+    same command in a process of its own (launch/sweep.py).
     """
+    if LAUNCHER_VARIABLE in os.environ:
+        die_with_parent(int(os.environ[LAUNCHER_VARIABLE]))
     register_schemas()
+    started = sys.modules["__main__"].__spec__
+    module = (
+        started.name if started is not None else task.__module__
+    )  # asked here: a job's own may be submitit
     ended_well: list[bool] = []
 
     @atexit.register
@@ -35,7 +44,9 @@ def run_command(task: Callable[[Any], int], config_name: str = "pretrain") -> No
             os._exit(0)
 
     @hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=config_name)
-    def compose(tree: DictConfig) -> None:
+    def compose(tree: DictConfig) -> float | None:
+        if is_job_of_sweep():
+            return run_job(module, has_run_directory="run" in tree)
         try:
             status = task(OmegaConf.to_object(tree))
         except UserError as error:
@@ -47,10 +58,14 @@ def run_command(task: Callable[[Any], int], config_name: str = "pretrain") -> No
             status = 128 + signal.SIGINT
         ended_well.append(status == 0)
         sys.stdout.flush()
-        # Threads of a broken process group must not keep a failed rank alive.
-        os._exit(status) if status else sys.exit(0)
+        if status:
+            os._exit(status)  # threads of a broken process group must not keep a failed rank alive
+        sys.exit(0)
 
-    compose()
+    try:
+        compose()
+    except KeyboardInterrupt:  # between the jobs of a sweep
+        sys.exit(128 + signal.SIGINT)
 
 
 def _is_first_to_report() -> bool:
