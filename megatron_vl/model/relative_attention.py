@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MAX_ROWS = 8  # of queries in a block
-MAX_BLOCK_SCORES = 12 * MAX_ROWS * 64 * 64**2  # what eight rows take for one image at full size
+MAX_BLOCK_SCORES = 64**4  # of one head of one image at full size
+MAX_KEPT_ROWS = 8  # of a grid whose scores are kept for a backward pass
 
 
 def relative_attention(
@@ -19,42 +19,39 @@ def relative_attention(
 ) -> Tensor:
     """Attention with relative positions, shape [B, A, T, D]; `row_HHD[h, h']` belongs to the offset h - h'.
 
-    On CUDA the positions are folded into queries and keys, so that flash attention applies. On CPU blocks of
-    query rows with their part of the bias are faster; but no fused kernel takes gradients through a bias, so
-    several blocks would all keep their scores for the backward pass: then the folded form serves too.
+    On CUDA the positions are folded into queries and keys, so that flash attention applies. On CPU a few heads at a
+    time with their bias are faster; but no fused kernel takes gradients through a bias, so that all blocks would keep
+    their scores for the backward pass: then the folded form serves too.
     """
-    q_BAHWD = torch.unflatten(q_BATD, 2, (row_HHD.shape[0], column_WWD.shape[0]))
+    height, width = row_HHD.shape[0], column_WWD.shape[0]
+    q_BAHWD = torch.unflatten(q_BATD, 2, (height, width))
     to_rows_BATH = torch.einsum("bahwd,hkd->bahwk", q_BAHWD, row_HHD).flatten(2, 3)
     to_columns_BATW = torch.einsum("bahwd,wkd->bahwk", q_BAHWD, column_WWD).flatten(2, 3)
-    num_rows = rows_per_block(q_BATD, row_HHD.shape[0])
-    keeps_scores = to_rows_BATH.requires_grad and num_rows < row_HHD.shape[0]
+    keeps_scores = to_rows_BATH.requires_grad and height > MAX_KEPT_ROWS
     if q_BATD.device.type == "cuda" or keeps_scores:
         return folded_attention(q_BATD, k_BATD, v_BATD, to_rows_BATH, to_columns_BATW)
-    return row_block_attention(q_BATD, k_BATD, v_BATD, to_rows_BATH, to_columns_BATW)
+    return blocked_attention(q_BATD, k_BATD, v_BATD, to_rows_BATH, to_columns_BATW)
 
 
-def rows_per_block(q_BATD: Tensor, height: int) -> int:
-    """Rows of queries whose scores fit MAX_BLOCK_SCORES: at least one, at most MAX_ROWS and `height`."""
-    batch, num_heads, num_tokens, _ = q_BATD.shape
-    row_scores = batch * num_heads * num_tokens * (num_tokens // height)
-    return max(1, min(MAX_ROWS, height, MAX_BLOCK_SCORES // row_scores))
-
-
-def row_block_attention(
+def blocked_attention(
     q_BATD: Tensor, k_BATD: Tensor, v_BATD: Tensor, to_rows_BATH: Tensor, to_columns_BATW: Tensor
 ) -> Tensor:
-    """A few rows of queries at a time, with their bias; `to_rows` and `to_columns` are its two terms."""
-    height, width = to_rows_BATH.shape[-1], to_columns_BATW.shape[-1]
-    block_size = rows_per_block(q_BATD, height) * width
-    blocks = []
-    for start in range(0, height * width, block_size):
-        block = slice(start, start + block_size)
-        bias = to_rows_BATH[:, :, block, :, None] + to_columns_BATW[:, :, block, None, :]
-        attended = F.scaled_dot_product_attention(
-            q_BATD[:, :, block], k_BATD, v_BATD, attn_mask=bias.flatten(3)
+    """A few heads at a time, with their bias; `to_rows` and `to_columns` are its two terms. N: all images' heads."""
+    states = (q_BATD, k_BATD, v_BATD, to_rows_BATH, to_columns_BATW)
+    q_NTD, k_NTD, v_NTD, to_rows_NTH, to_columns_NTW = (x.flatten(0, 1).contiguous() for x in states)
+    at_once = max(1, MAX_BLOCK_SCORES // q_NTD.shape[1] ** 2)
+    attended = []
+    for start in range(0, len(q_NTD), at_once):
+        heads = (None, slice(start, start + at_once))
+        attended.append(
+            F.scaled_dot_product_attention(
+                q_NTD[heads],
+                k_NTD[heads],
+                v_NTD[heads],
+                attn_mask=(to_rows_NTH[heads][..., None] + to_columns_NTW[heads][..., None, :]).flatten(3),
+            )
         )
-        blocks.append(attended)
-    return torch.cat(blocks, dim=2)
+    return torch.cat(attended, dim=1).view(q_BATD.shape)
 
 
 def folded_attention(

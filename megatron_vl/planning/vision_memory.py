@@ -13,9 +13,9 @@ from megatron_vl.planning.passes import PART, adaptor_units, encoder_units
 
 SAM_PARTS = frozenset({"sam", "sam_downsample"})
 ENCODER_PARTS = SAM_PARTS | {"siglip"}
-# model.relative_attention: the most rows of queries, and the most scores, whose bias is made at once
-BIAS_ROWS = 8
-BIAS_SCORES = 12 * BIAS_ROWS * 64 * 64**2
+BIAS_SCORES = (
+    64**4
+)  # model.relative_attention: the most scores whose bias is made at once, unless one head has more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,16 +207,16 @@ class VisionActivations:
 
     def _sam_attention(self, sam: SamConfig, num_images: int) -> int:
         """Values of a global block's attention: queries, keys, values and two tables of relative positions. Folded, as
-        on CUDA, all but the tables once more, threefold, and so the outcome; else the input, the outcome, and the bias
-        of two blocks of rows."""
+        on CUDA, all but the tables once more, threefold, and so the outcome; else queries, keys and values once more,
+        the input, the outcome, and the bias of some heads."""
         grid = sam.image_size // sam.patch_size
         num_patches = num_images * _num_patches(sam)
         tables = 2 * grid * sam.num_heads
         if self.fused:
             return num_patches * (3 * sam.width + 4 * 3 * sam.width + tables)
-        row_scores = num_patches * sam.num_heads * grid
-        num_rows = max(1, min(BIAS_ROWS, grid, BIAS_SCORES // row_scores))
-        return num_patches * (5 * sam.width + tables) + 2 * num_rows * row_scores
+        head_scores = _num_patches(sam) ** 2
+        num_heads = min(num_images * sam.num_heads, max(1, BIAS_SCORES // head_scores))
+        return num_patches * (8 * sam.width + tables) + num_heads * head_scores
 
 
 def _num_patches(tower: SiglipConfig | SamConfig) -> int:

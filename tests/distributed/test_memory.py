@@ -193,5 +193,4 @@ def test_four_ranks() -> None:
 
 def test_planning_knows_the_sizes_of_blocks() -> None:
     assert activations.LOSS_BLOCK == vocabulary_loss.MAX_BLOCK_LOGITS
-    assert vision_memory.BIAS_ROWS == relative_attention.MAX_ROWS
     assert vision_memory.BIAS_SCORES == relative_attention.MAX_BLOCK_SCORES

@@ -46,8 +46,8 @@ def count_flops(run: Callable[[], Any]) -> tuple[int, Any]:
 
 
 def small_model(adaptor: str = "hybrid_mlp_gelu", towers: tuple[str, ...] = ("sam", "siglip")) -> ModelConfig:
-    """Odd sizes. SAM's grid of 13 x 13 in windows of 10 is padded to 20 x 20; no grid fits one block of query rows, so
-    that attention with gradients takes its folded form, as on CUDA."""
+    """Odd sizes. SAM's grid of 13 x 13 in windows of 10 is padded to 20 x 20; no grid is so small that attention
+    with gradients would take another form than the folded one, as on CUDA."""
     siglip = SiglipConfig(
         image_size=96, patch_size=16, width=40, num_layers=3, num_heads=5, ffn_hidden_size=104
     )

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from megatron_vl.model import relative_attention as module
-from megatron_vl.model.relative_attention import folded_attention, relative_attention, row_block_attention
+from megatron_vl.model.relative_attention import blocked_attention, folded_attention, relative_attention
 
 
 def explicit_attention(q: Tensor, k: Tensor, v: Tensor, row: Tensor, column: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ def to_bias_terms(q: Tensor, row: Tensor, column: Tensor) -> tuple[Tensor, Tenso
     return rows, columns
 
 
-@pytest.mark.parametrize("form", [row_block_attention, folded_attention])
+@pytest.mark.parametrize("form", [blocked_attention, folded_attention])
 @settings(max_examples=25, deadline=None)
 @given(
     height=st.integers(1, 11),
@@ -86,8 +86,8 @@ def test_relative_attention_equals_explicit_scores(height: int, width: int, trai
 @pytest.mark.parametrize(
     ("device", "side", "trainable", "form"),
     [
-        ("cpu", 16, False, "row_block_attention"),
-        ("cpu", 4, True, "row_block_attention"),  # one block: no more scores than a window has
+        ("cpu", 16, False, "blocked_attention"),
+        ("cpu", 4, True, "blocked_attention"),  # few scores to keep
         ("cpu", 16, True, "folded_attention"),
         ("cuda", 16, False, "folded_attention"),
         ("cuda", 4, False, "folded_attention"),
@@ -97,7 +97,7 @@ def test_the_form_follows_the_device(
     device: str, side: int, trainable: bool, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     called = []
-    for name in ("row_block_attention", "folded_attention"):
+    for name in ("blocked_attention", "folded_attention"):
         monkeypatch.setattr(module, name, lambda q, *_, name=name: called.append(name) or q)
     with FakeTensorMode():  # computes shapes alone, so that a CUDA tensor needs no CUDA
         q = torch.empty(1, 2, side * side, 8, device=device, requires_grad=trainable)
@@ -120,9 +120,10 @@ class LargestOutput(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("trainable", [False, True])
-def test_no_tensor_has_the_size_of_all_scores(trainable: bool) -> None:
+def test_no_tensor_has_the_size_of_all_scores(trainable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     side, batch, num_heads = 40, 2, 3
     inputs = [x.requires_grad_(trainable) for x in make_inputs(side, side, 16, batch, num_heads)]
+    monkeypatch.setattr(module, "MAX_BLOCK_SCORES", side**4)
     kept: list[int] = []
     keep = saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x)
     with LargestOutput() as largest, keep:
@@ -130,11 +131,5 @@ def test_no_tensor_has_the_size_of_all_scores(trainable: bool) -> None:
         if trainable:
             attended.sum().backward()
     all_scores = batch * num_heads * side**4
-    assert largest.numel <= all_scores * module.MAX_ROWS / side
+    assert largest.numel <= all_scores / (batch * num_heads)
     assert sum(kept) < all_scores / 2  # nor do smaller ones add up to it until the backward pass
-
-
-def test_blocks_shrink_as_more_images_are_encoded_together() -> None:
-    q = torch.empty(8, 12, 64 * 64, 64, device="meta")  # SAM-B's global attention over eight images
-    assert module.rows_per_block(q[:1], 64) == module.MAX_ROWS
-    assert module.rows_per_block(q, 64) == 1
