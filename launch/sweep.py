@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Quote, QuotedString
@@ -25,7 +25,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from launch.ranks import FORWARDED
-from megatron_vl.device.processes import LAUNCHER_VARIABLE
+from megatron_vl.device.processes import LAUNCHER_VARIABLE, rank_environment
 from megatron_vl.train.metrics import read_rows
 from megatron_vl.train.run_dir import RunDirectory, write_atomically
 
@@ -99,12 +99,15 @@ class SweepCallback(Callback):
         self.given = {word.casefold() for word in given}
         own_folder = [word for word in given if word.lstrip("+").startswith("run.dir=")]
         if own_folder:
-            print(
-                f"error: {own_folder[0]}: each job of a sweep has a run directory of its own; name the folder of all "
-                "with hydra.sweep.dir=DIR",
-                file=sys.stderr,
+            _refuse(
+                f"{own_folder[0]}: each job of a sweep has a run directory of its own; name the folder of all with "
+                "hydra.sweep.dir=DIR"
             )
-            sys.exit(1)
+        if rank_environment() is not None:
+            _refuse(
+                "this process is one rank of torchrun or srun, but a sweep starts the ranks of its jobs itself: start it "
+                "alone; hydra/launcher=slurm makes a SLURM job of each of its jobs"
+            )
         self.accounts = Path(config.hydra.sweep.dir) / ACCOUNTS / uuid.uuid4().hex
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -165,6 +168,12 @@ def summary(jobs: Sequence[Job]) -> str:
         log = f", log {job.log}" if job.log and job.state != DONE else ""
         lines.append(f"  job {job.number}: {job.name}: {state}{loss}: {job.folder}{log}")
     return "\n".join(lines)
+
+
+def _refuse(message: str) -> NoReturn:
+    """Hydra makes warnings of what its hooks raise."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(1)
 
 
 def _present_folder() -> Path:
