@@ -7,6 +7,7 @@ from pathlib import Path
 from launch.measure import MeasureBenchmarks, MeasureHeldout
 from megatron_vl.checkpoint.store import CheckpointStore
 from megatron_vl.config.root import PretrainConfig
+from megatron_vl.device.garbage import Collector
 from megatron_vl.device.machine import pick_device, require_gpu_extra
 from megatron_vl.device.process_group import destroy_distributed, initialize_distributed
 from megatron_vl.device.processes import RankEnvironment
@@ -39,6 +40,7 @@ def run_rank(
     names = [(stage.name, stage.values.steps) for stage in stages]
     with (
         StopRequest() as stop,
+        Collector(config.train.faults.collect_garbage_every) as collector,
         Recorder(directory, names, config.tracking, asdict(config), enabled=writes) as recorder,
     ):
         run = Run(
@@ -53,6 +55,7 @@ def run_rank(
             ),
             recorder=recorder,
             stop=stop,
+            collector=collector,
             evaluations=_evaluations(config, sources, directory if writes else None),
         )
         outcome = pretrain(stages, sources, run, found)

@@ -1,7 +1,7 @@
 """Where a run stood, and which of its checkpoints is the newest. No torch: the launcher reads it too."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ class RunState:
     global_step: int
     plan: dict[str, Any]  # the planner's state, all lanes
     fingerprint: dict[str, Any]  # what must not change on resume
+    health: dict[str, Any] = field(default_factory=dict)  # losses of late, steps skipped and given up
     version: int = VERSION
 
     @property

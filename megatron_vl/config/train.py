@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from megatron_vl.config.faults import FaultsConfig
+
 # What a stage can train: the towers, the high tower's own neck and downsampling, and the rest of the model.
 PARTS = ("siglip", "sam", "sam_downsample", "adaptor", "embedding", "decoder", "head")
 SCHEDULES = ("cosine", "multi_step", "constant")
@@ -67,6 +69,7 @@ class TrainConfig:
     adam_epsilon: float = 1e-8
     weight_decay: float = 0.0
     gradient_clip: float = 1.0
+    faults: FaultsConfig = field(default_factory=FaultsConfig)
 
 
 @dataclass(kw_only=True)
@@ -93,6 +96,7 @@ class RunConfig:
     num_processes: int | None = None
     threads_per_process: int | None = None  # CPU threads of each rank; null shares the cores
     timeout_seconds: int = 600  # of a collective
+    hang_seconds: int = 300  # without a sign of life, or of progress, from some rank; 0: nobody watches
 
 
 @dataclass(kw_only=True)

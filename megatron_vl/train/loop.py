@@ -8,22 +8,22 @@ import torch.distributed as dist
 
 from megatron_vl.checkpoint.state import RunState
 from megatron_vl.checkpoint.store import CheckpointStore
-from megatron_vl.config.errors import UserError
 from megatron_vl.config.root import PretrainConfig
 from megatron_vl.data.batch import mask_failed
 from megatron_vl.data.loader import LoadedStep
 from megatron_vl.data.microbatch import Microbatch
+from megatron_vl.device.garbage import Collector
 from megatron_vl.device.machine import Device
+from megatron_vl.device.trail import TRAIL
 from megatron_vl.parallel.gradients import parameters_at_rest
 from megatron_vl.parallel.pipeline import agree_on_plan
 from megatron_vl.parallel.timeline import Timeline, bubble_fraction
 from megatron_vl.train.metrics import BenchmarkScore, HeldoutLoss, ImageUse, StepMetrics
 from megatron_vl.train.recorder import Recorder
+from megatron_vl.train.rollback import ROLLED_BACK
 from megatron_vl.train.signals import StopRequest
 from megatron_vl.train.stage import Stage
 from megatron_vl.train.step import StepResult, Vote, train_step
-
-MAX_SKIPPED = 10  # steps in a row whose loss or gradients are not finite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +62,7 @@ class Run:
     store: CheckpointStore
     recorder: Recorder
     stop: StopRequest
+    collector: Collector
     evaluations: Sequence[Evaluation]
 
 
@@ -69,14 +70,16 @@ def train_stage(stage: Stage, run: Run) -> str:
     """Train to the stage's end, to train.stop_at or to a signal, whichever comes first; a checkpoint is saved there.
 
     Returns:
-        Why it returns: "complete", "stopped" or "interrupted", the same on all ranks.
+        Why it returns: "complete", "stopped" or "interrupted", or "rolled_back" where too many steps in a row were
+        skipped and the stage must go on from an earlier checkpoint; the same on all ranks.
 
     Raises:
-        UserError: too many samples cannot be decoded, or MAX_SKIPPED steps in a row were not finite.
+        UserError: too many samples cannot be decoded, or replicas of a parameter differ.
     """
     settings, config = stage.settings, run.config
     num_steps, stop_at = settings.values.steps, config.train.stop_at
-    skipped_in_a_row = 0
+    faults, health = config.train.faults, stage.health
+    run.collector.settle()
     for change in stage.plan.changes:
         run.recorder.say(f"data.on_change=restart_sources: {change}")
     if stage.first_step == 1:
@@ -84,33 +87,70 @@ def train_stage(stage: Stage, run: Run) -> str:
     for step in range(stage.first_step, num_steps + 1):
         if stop_at is not None and step > stop_at:  # a resumed run that had stopped there
             return "stopped"
+        TRAIL.begin_step(settings.name, step)
+        TRAIL.at("reading data")
         loaded = next(stage.loader)
-        timeline = _start_timeline(stage, run, step)
-        result = _train(stage, loaded, run)
-        _record(stage, run, loaded, result)
-        _record_timeline(stage, run, loaded, timeline)
-        _check_failures(stage, config.data.max_failed_fraction, result)
-        skipped_in_a_row = skipped_in_a_row + 1 if result.skipped else 0
-        if skipped_in_a_row == MAX_SKIPPED:
-            raise UserError(
-                f"stage {settings.name}, steps {step - MAX_SKIPPED + 1} to {step}: loss or gradients were not finite "
-                f"(loss {result.loss}, gradient norm {result.gradient_norm}); lower stage.{settings.name}."
-                "learning_rate, or look at the data of these steps"
-            )
+        stop_requested = not _is_given_up(stage, run, loaded) and _train_and_record(stage, run, loaded)
+        run.collector.collect_if_due(step)
+        if len(health.skipped) >= faults.skipped_in_a_row:
+            return ROLLED_BACK
         ends = step == num_steps
         _evaluate(stage, run, step)
-        if ends or result.stop_requested or step == stop_at or step % config.checkpoint.every == 0:
+        if ends or stop_requested or step == stop_at or _is_checkpoint_due(stage, run, step):
             _save(stage, run, loaded)
-        if result.stop_requested:
+        if stop_requested:
             return "interrupted"
         if step == stop_at:
             return "stopped"
     return "complete"
 
 
-def _train(stage: Stage, loaded: LoadedStep, run: Run) -> StepResult:
+def _is_given_up(stage: Stage, run: Run, loaded: LoadedStep) -> bool:
+    """Whether the step's data are passed over, since the run has gone back for them."""
+    given_up = loaded.plan.step in stage.health.given_up
+    if given_up:
+        run.recorder.fault({"kind": "passed_over", **_place(stage, loaded)})
+    return given_up
+
+
+def _train_and_record(stage: Stage, run: Run, loaded: LoadedStep) -> bool:
+    """One step. Returns whether some rank was asked to stop."""
+    step, faults = loaded.plan.step, run.config.train.faults
+    timeline = _start_timeline(stage, run, step)
+    max_loss = stage.health.max_loss(loaded.plan.modality, faults)
+    result = _train(stage, loaded, run, max_loss)
+    _record(stage, run, loaded, result)
+    _record_timeline(stage, run, loaded, timeline)
+    _check_failures(stage, run.config.data.max_failed_fraction, result)
+    stage.health.count(step, loaded.plan.modality, result.loss, result.skipped, faults)
+    if result.skipped:
+        facts = {"loss": result.loss, "max_loss": max_loss, "grad_norm": result.gradient_norm}
+        run.recorder.fault({"kind": "skipped", **_place(stage, loaded), **facts})
+    return result.stop_requested
+
+
+def _place(stage: Stage, loaded: LoadedStep) -> dict[str, Any]:
+    step = loaded.plan.step
+    return {
+        "stage": stage.settings.name,
+        "step": step,
+        "global_step": stage.settings.first_global_step + step - 1,
+        "modality": loaded.plan.modality,
+    }
+
+
+def _is_checkpoint_due(stage: Stage, run: Run, step: int) -> bool:
+    """None while steps are being skipped: what went wrong may be the weights."""
+    return step % run.config.checkpoint.every == 0 and not stage.health.skipped
+
+
+def _train(stage: Stage, loaded: LoadedStep, run: Run, max_loss: float) -> StepResult:
     model, step = stage.model, loaded.plan.step
+    computed = stage.clock.compute_seconds()  # in the step before
+    stage.clock.begin_step()
+    TRAIL.at("agreement on the plan", waits=True)
     microbatches = _agree(loaded, stage)
+    TRAIL.at("beginning")
     model.optimizer.set_learning_rate(stage.schedule.at(step))
     max_norm = run.config.train.gradient_clip
     vote = Vote(
@@ -118,6 +158,8 @@ def _train(stage: Stage, loaded: LoadedStep, run: Run) -> StepResult:
         plan_group=loaded.plan.group,
         plan_digest=loaded.plan.digest,
         traffic=loaded.traffic,
+        compute_seconds=computed,
+        max_loss=max_loss,
     )
     return train_step(model.chunks, model.optimizer, microbatches, model.groups, max_norm, vote, model.spread)
 
@@ -155,6 +197,8 @@ def _record(stage: Stage, run: Run, loaded: LoadedStep, result: StepResult) -> N
             text_ratio=loaded.plan.text_ratio,
             text_share=loaded.plan.text_share,
             skipped=result.skipped,
+            slowest_rank=None if result.straggler is None else result.straggler.rank,
+            straggler_ratio=None if result.straggler is None else result.straggler.ratio,
         )
     )
 
@@ -166,14 +210,14 @@ def _start_timeline(stage: Stage, run: Run, step: int) -> Timeline | None:
         return None
     dist.barrier(stage.model.groups.collection.mp)
     timeline = Timeline(synchronize=run.device.synchronize)
-    stage.model.chunks[0].config.timers = timeline
+    stage.clock.timeline = timeline
     return timeline
 
 
 def _record_timeline(stage: Stage, run: Run, loaded: LoadedStep, timeline: Timeline | None) -> None:
     if timeline is None:
         return
-    stage.model.chunks[0].config.timers = None
+    stage.clock.timeline = None
     groups = stage.model.groups
     by_rank: list[Any] = [None] * groups.collection.pp.size()
     dist.all_gather_object(by_rank, timeline.events, group=groups.collection.pp)
@@ -203,10 +247,13 @@ def _evaluate(stage: Stage, run: Run, step: int) -> None:
     moment = Moment(step=step, global_step=global_step, ends=step == stage.settings.values.steps)
     for evaluation in run.evaluations:
         if evaluation.is_due(moment):
-            run.recorder.measured(evaluation.measure(stage, moment))
+            TRAIL.at("evaluation")
+            with run.collector.automatic():
+                run.recorder.measured(evaluation.measure(stage, moment))
 
 
 def _save(stage: Stage, run: Run, loaded: LoadedStep) -> None:
+    TRAIL.at("checkpoint")
     step = loaded.plan.step
     plan = stage.gather_plan(step)
     if step == stage.settings.values.steps:
@@ -222,6 +269,7 @@ def _save(stage: Stage, run: Run, loaded: LoadedStep) -> None:
         global_step=stage.settings.first_global_step + step - 1,
         plan=plan.to_json(),
         fingerprint=run.fingerprint,
+        health=stage.health.to_json(),
     )
     run.recorder.sync()
     with parameters_at_rest(stage.model.chunks):

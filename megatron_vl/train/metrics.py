@@ -32,7 +32,9 @@ class StepMetrics:
     bytes_used: int  # of them, members that samples consist of
     text_ratio: float  # scheduled share of text at this step
     text_share: float  # of the rows of this one
-    skipped: bool = False  # loss or gradient was not finite: weights unchanged
+    skipped: bool = False  # loss or gradient was not finite, or the loss a spike: weights unchanged
+    slowest_rank: int | None = None  # of the step before; by computing time, within its pipeline stage
+    straggler_ratio: float | None = None  # its time over the median of that stage's ranks
 
 
 @dataclass(frozen=True, kw_only=True)

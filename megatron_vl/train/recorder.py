@@ -3,7 +3,8 @@
 One rank records; on the others every method does nothing.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from types import TracebackType
@@ -33,7 +34,7 @@ class Recorder:
         self.run, self.enabled = run, enabled
         self._metrics, self._heldout = JsonLines(run.metrics), JsonLines(run.heldout)
         self._image_use, self._timeline = JsonLines(run.image_use), JsonLines(run.timeline)
-        self._benchmarks = JsonLines(run.benchmarks)
+        self._benchmarks, self._faults = JsonLines(run.benchmarks), JsonLines(run.faults)
         self._files = (self._metrics, self._heldout, self._image_use, self._timeline, self._benchmarks)
         self._progress = TrainingProgress(stages, enabled=enabled and tracking.progress)
         self._tracking, self._config = tracking, config
@@ -44,7 +45,7 @@ class Recorder:
         if self.enabled:
             self._tracker = open_tracker(self._tracking.wandb, self._tracking.project, self.run, self._config)
             self._exits.callback(self._tracker.finish)
-            for file in self._files:
+            for file in (*self._files, self._faults):
                 self._exits.callback(file.close)
             self._exits.enter_context(self._progress)
         return self
@@ -88,6 +89,13 @@ class Recorder:
     def timeline(self, row: dict[str, Any]) -> None:
         if self.enabled:
             self._timeline.append(row)
+
+    def fault(self, row: Mapping[str, Any]) -> None:
+        """Something went wrong: said, and kept for good, also of steps that are trained again. On disk at once."""
+        if self.enabled:
+            self._faults.append({"time": time.time(), **row})
+            self._faults.sync()
+            self.say(", ".join(f"{name} {value}" for name, value in row.items()))
 
     def sync(self) -> None:
         """Bring all rows to disk: a checkpoint that relies on them follows."""

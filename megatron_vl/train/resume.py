@@ -29,7 +29,9 @@ FREE = (
     "run.num_processes",
     "run.threads_per_process",
     "run.timeout_seconds",
+    "run.hang_seconds",
     "train.stop_at",
+    "train.faults.",
     "data.root",  # folders may move: the indexes' digests are compared
     "data.sources.",
     "data.tokenizer",

@@ -8,12 +8,18 @@ import torch.distributed as dist
 
 from megatron_vl.checkpoint.state import RunState
 from megatron_vl.config.root import PretrainConfig
+from megatron_vl.device.trail import START, TRAIL
 from megatron_vl.train.division import AUTO
+from megatron_vl.train.health import Health
 from megatron_vl.train.loop import Run, train_stage
 from megatron_vl.train.resume import find_start, is_complete
+from megatron_vl.train.rollback import ROLLED_BACK, given_up_in, read_rollbacks, roll_back
 from megatron_vl.train.settings import StageSettings
 from megatron_vl.train.sources import Sources
 from megatron_vl.train.stage import Start, open_stage
+
+# A checkpoint, and the state of this run there, if it is one of its own.
+Standing = tuple[Path | None, RunState | None]
 
 
 def pretrain(
@@ -24,31 +30,45 @@ def pretrain(
     Returns:
         "complete", "stopped" (at train.stop_at) or "interrupted" (by a signal).
     """
-    checkpoint, state = found or (_initial(run.config), None)
-    run.recorder.resume_after(state.global_step if state else 0)
-    if state:
-        run.recorder.say(f"resuming after step {state.step} of stage {state.stage}")
+    standing: Standing = found or (_initial(run.config), None)
+    if found:
+        run.recorder.say(f"resuming after step {found[1].step} of stage {found[1].stage}")
     stages = _with_layouts_of_rank_zero(stages)
     names = [stage.name for stage in stages]
-    first = 0 if state is None else names.index(state.stage) + state.stage_complete
+    first = 0 if found is None else names.index(found[1].stage) + found[1].stage_complete
     outcome = "complete"
     for settings in stages[first:]:
-        resume = state if state is not None and state.stage == settings.name else None
-        run.recorder.begin_stage(settings.name, resume.step if resume else 0)
-        if settings.parallel.layout == AUTO:
-            run.recorder.say(f"stage {settings.name}: parallel.layout=auto is {settings.layout}")
-        start = Start(checkpoint=checkpoint, resume=resume)
-        with ExitStack() as exits:
-            outcome = train_stage(open_stage(run.config, settings, sources, run.device, start, exits), run)
-        checkpoint, state = _just_saved(run)
+        outcome, health = _run_stage(settings, sources, run, standing)
+        while outcome == ROLLED_BACK:
+            roll_back(settings, health, run.config.train.faults.max_rollbacks, run.recorder)
+            outcome, health = _run_stage(settings, sources, run, _standing(run))
+        standing = _standing(run)
         if outcome != "complete":
             break
+    state = standing[1]
     if state is None:
-        raise RuntimeError("a run without stages reached its end")
+        raise RuntimeError(f"a stage ended without a checkpoint in {run.recorder.run.checkpoints}")
     if is_complete(run.config, state):
         outcome = "complete"
     run.recorder.end(outcome, state.stage, state.step)
     return outcome
+
+
+def _run_stage(settings: StageSettings, sources: Sources, run: Run, standing: Standing) -> tuple[str, Health]:
+    """Open a stage where the run stands, and train it. Returns why it ended, and the stage's health there."""
+    checkpoint, state = standing
+    run.recorder.resume_after(state.global_step if state else 0)
+    resume = state if state is not None and state.stage == settings.name else None
+    run.recorder.begin_stage(settings.name, resume.step if resume else 0)
+    if settings.parallel.layout == AUTO:
+        run.recorder.say(f"stage {settings.name}: parallel.layout=auto is {settings.layout}")
+    given_up = given_up_in(settings.name, read_rollbacks(run.recorder.run.faults))
+    start = Start(checkpoint=checkpoint, resume=resume, given_up=frozenset(given_up))
+    TRAIL.at(START)
+    with ExitStack() as exits:
+        stage = open_stage(run.config, settings, sources, run.device, start, exits)
+        outcome = train_stage(stage, run)
+    return outcome, stage.health
 
 
 def _with_layouts_of_rank_zero(stages: list[StageSettings]) -> list[StageSettings]:
@@ -58,12 +78,9 @@ def _with_layouts_of_rank_zero(stages: list[StageSettings]) -> list[StageSetting
     return [replace(stage, layout=layout) for stage, layout in zip(stages, layouts, strict=True)]
 
 
-def _just_saved(run: Run) -> tuple[Path, RunState]:
-    """Every stage ends with a checkpoint; the next one starts from it."""
-    found = find_start(run.config, run.recorder.run)
-    if found is None:
-        raise RuntimeError(f"a stage ended without a checkpoint in {run.recorder.run.checkpoints}")
-    return found
+def _standing(run: Run) -> Standing:
+    """The newest checkpoint, which every stage ends with, or what the run began with."""
+    return find_start(run.config, run.recorder.run) or (_initial(run.config), None)
 
 
 def _initial(config: PretrainConfig) -> Path | None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from megatron_vl.config.data import MAX_PREFETCH_STEPS, ON_BAD_SAMPLE, ON_CHANGE
 from megatron_vl.config.errors import UserError
+from megatron_vl.config.faults import check_faults
 from megatron_vl.config.model_check import check_model
 from megatron_vl.config.parallel import RECOMPUTE, VISION_PLACEMENTS, ParallelConfig
 from megatron_vl.config.root import STAGE_NAMES, PretrainConfig
@@ -111,6 +112,7 @@ def check_choices(config: PretrainConfig) -> None:
     one_of("tracking.wandb", config.tracking.wandb, TRACKING_MODES)
     one_of("data.on_bad_sample", config.data.on_bad_sample, ON_BAD_SAMPLE)
     one_of("data.on_change", config.data.on_change, ON_CHANGE)
+    check_faults(config.train.faults)
     for field, value in (
         ("train.stop_at", config.train.stop_at),
         ("checkpoint.every", config.checkpoint.every),

@@ -19,7 +19,9 @@ from megatron_vl.model.transformer_config import Division, transformer_config
 from megatron_vl.model.vlm import BuildOptions, build_chunks, freeze
 from megatron_vl.parallel.gradients import distribute
 from megatron_vl.parallel.groups import Groups, build_groups, destroy_groups
+from megatron_vl.parallel.pass_clock import PassClock
 from megatron_vl.parallel.shares import image_sharing
+from megatron_vl.train.health import Health
 from megatron_vl.train.optimizer import Optimizer, build_optimizer
 from megatron_vl.train.planning import OpenPlan, open_plan
 from megatron_vl.train.schedule import Schedule
@@ -50,6 +52,8 @@ class Stage:
     loader: Loader
     first_step: int
     plan: OpenPlan
+    health: Health
+    clock: PassClock
 
     def gather_plan(self, step: int) -> PlanState:
         """The plan's state after `step`, with the lanes of all data-parallel ranks. Collective."""
@@ -66,6 +70,13 @@ class Start:
 
     checkpoint: Path | None = None
     resume: RunState | None = None  # of `checkpoint`; None takes its weights alone
+    given_up: frozenset[int] = frozenset()  # steps that are passed over, beside those that `resume` knows of
+
+    def health(self) -> Health:
+        """Of the stage that begins so."""
+        health = Health.from_json({} if self.resume is None else self.resume.health)
+        health.given_up = sorted(self.given_up.union(health.given_up))
+        return health
 
 
 def open_stage(
@@ -83,6 +94,8 @@ def open_stage(
     groups = build_groups(settings.topology, config.run.seed, device.torch_device)
     exits.callback(destroy_groups)
     model = build_model(config, settings, groups, device, sources.content.text.image_id, start)
+    clock = PassClock(groups.device)
+    model.chunks[0].config.timers = clock
     saved = None if start.resume is None else PlanState.from_json(start.resume.plan)
     plan = open_plan(config, settings, sources, saved, (device.local_rank, groups.data_rank), exits)
     sharing = image_sharing(settings.parallel.vision_placement, groups)
@@ -97,6 +110,8 @@ def open_stage(
         loader=exits.enter_context(loader),
         first_step=1 if start.resume is None else start.resume.step + 1,
         plan=plan,
+        health=start.health(),
+        clock=clock,
     )
 
 

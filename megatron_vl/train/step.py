@@ -11,10 +11,12 @@ from torch import Tensor
 
 from megatron_vl.data.microbatch import Microbatch
 from megatron_vl.data.shard_reader import NO_TRAFFIC, Traffic
+from megatron_vl.device.trail import TRAIL
 from megatron_vl.model.spread import Spread
 from megatron_vl.parallel.groups import Groups
 from megatron_vl.parallel.pipeline import run_microbatches
 from megatron_vl.train.optimizer import Optimizer
+from megatron_vl.train.stragglers import Straggler, straggler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,22 +33,26 @@ class StepResult:
     bytes_fetched: int
     bytes_used: int
     stop_requested: bool  # some rank has received a signal
-    skipped: bool  # loss or gradients were not finite: the weights are unchanged
+    skipped: bool  # loss or gradients were not finite, or the loss a spike: the weights are unchanged
     seconds: float
+    straggler: Straggler | None  # of the step before
 
 
 @dataclass(frozen=True, kw_only=True)
 class Vote:
-    """What a rank tells all others at the end of a step: whether it was asked to stop, what it has planned, and what
-    it has read since the step before.
+    """What a rank tells all others at the end of a step: whether it was asked to stop, what it has planned, what it
+    has read since the step before, and how long it computed in that one.
 
-    Ranks of one `plan_group` must have one `plan_digest` (below 2^52: exact in fp64).
+    Ranks of one `plan_group` must have one `plan_digest` (below 2^52: exact in fp64). `max_loss`, which is the same on
+    all ranks, is where a loss becomes a spike.
     """
 
     stop_requested: bool = False
     plan_group: int = 0
     plan_digest: int = 0
     traffic: Traffic = NO_TRAFFIC
+    compute_seconds: float = 0.0
+    max_loss: float = math.inf
 
 
 def train_step(
@@ -61,7 +67,8 @@ def train_step(
     """Train on this rank's microbatches of one global batch; `spread` encodes their images first.
 
     Ranks agree by one all-reduce of a vector on gradient norm, finiteness, loss, counts, signals and plans; reading
-    it is the step's only device-to-host synchronisation. A non-finite value on any rank skips the update on all.
+    it is the step's only device-to-host synchronisation. A non-finite value on any rank, or a loss above
+    `vote.max_loss`, skips the update on all.
 
     Raises:
         RuntimeError: ranks that deal rows among themselves have planned different ones; names the ranks.
@@ -79,18 +86,21 @@ def train_step(
     mine[0] = squares
     if groups.is_last_stage and groups.tensor_rank == 0:
         mine[1], mine[2] = losses.loss_sum, losses.num_tokens
+    TRAIL.at("agreement of all ranks", waits=True)
     dist.all_reduce(mine)
     squares_sum, loss_sum, supervised, tokens, samples, failed, images, *rest = mine.tolist()
-    stops, fetched, used, *plans = rest
-    check_plans(plans[::2], plans[1::2])
+    stops, fetched, used, *by_rank = rest
+    TRAIL.at("update")
+    check_plans(by_rank[::3], by_rank[1::3])
 
     per_token = 1.0 / max(supervised, 1.0)
     norm = math.sqrt(squares_sum) * per_token if squares_sum >= 0 else math.nan
-    finite = math.isfinite(norm) and math.isfinite(loss_sum)
-    if finite:
+    loss = loss_sum * per_token
+    is_sound = math.isfinite(norm) and math.isfinite(loss) and loss <= vote.max_loss
+    if is_sound:
         optimizer.step(per_token * min(1.0, max_norm / (norm + 1e-6)))
     return StepResult(
-        loss=loss_sum * per_token,
+        loss=loss,
         gradient_norm=norm,
         num_tokens=int(tokens),
         num_supervised_tokens=int(supervised),
@@ -100,21 +110,22 @@ def train_step(
         bytes_fetched=int(fetched),
         bytes_used=int(used),
         stop_requested=stops > 0,
-        skipped=not finite,
+        skipped=not is_sound,
         seconds=perf_counter() - began,
+        straggler=straggler(by_rank[2::3], groups.topology.pipeline_size),
     )
 
 
 def _told(microbatches: list[Microbatch], groups: Groups, vote: Vote) -> Tensor:
     """What the host knows of the vector that all ranks add up; places 0 to 2 are for what the device computes."""
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    told = torch.zeros(10 + 2 * world_size, dtype=torch.float64)
+    told = torch.zeros(10 + 3 * world_size, dtype=torch.float64)
     if groups.is_first_stage and groups.tensor_rank == 0:
         told[3:7] = torch.tensor(_counts(microbatches), dtype=torch.float64)
     told[7] = vote.stop_requested
     told[8], told[9] = vote.traffic.bytes_fetched, vote.traffic.bytes_used
-    plan = (vote.plan_group, vote.plan_digest)
-    told[10 + 2 * rank : 12 + 2 * rank] = torch.tensor(plan, dtype=torch.float64)
+    of_rank = (vote.plan_group, vote.plan_digest, vote.compute_seconds)
+    told[10 + 3 * rank : 13 + 3 * rank] = torch.tensor(of_rank, dtype=torch.float64)
     return told
 
 

@@ -1,0 +1,73 @@
+"""`python -m tests.support.faulty_pretrain <overrides>`: launch.pretrain with one thing that goes wrong in its ranks.
+
+FAULT in the environment says what, as JSON: {"kind": …, "rank": …, "steps": […], …}; every kind is a function here.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+FAULTS: dict[str, Callable[[dict[str, Any]], None]] = {}
+
+
+def fault(plant: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
+    FAULTS[plant.__name__] = plant
+    return plant
+
+
+def before_step(act: Callable[[Any], None]) -> None:
+    """Call `act(stage)` before each step of the rank; TRAIL tells which one it is."""
+    from megatron_vl.train import loop
+
+    train = loop._train
+
+    def train_after_act(stage: Any, *arguments: Any) -> Any:
+        act(stage)
+        return train(stage, *arguments)
+
+    loop._train = train_after_act  # type: ignore[assignment]
+
+
+def is_due(told: dict[str, Any]) -> bool:
+    from megatron_vl.device.trail import TRAIL
+
+    return TRAIL.step in told["steps"] and int(os.environ["RANK"]) == told["rank"]
+
+
+@fault
+def loss(told: dict[str, Any]) -> None:
+    """The loss sum of a rank is multiplied, by null for NaN."""
+    from megatron_vl.train import step
+
+    run = step.run_microbatches
+    factor = float("nan") if told["factor"] is None else told["factor"]
+
+    def run_faulty(*arguments: Any) -> Any:
+        result = run(*arguments)
+        if is_due(told):
+            result.loss_sum.mul_(factor)
+        return result
+
+    step.run_microbatches = run_faulty
+
+
+def main() -> None:
+    told = json.loads(os.environ["FAULT"])
+    if "RANK" in os.environ:
+        FAULTS[told["kind"]](told)
+    else:
+        from launch import ranks
+
+        module = "tests.support.faulty_pretrain"
+        ranks.start_local_ranks = partial(ranks.start_local_ranks, module=module)
+    from launch.command import run_command
+    from launch.pretrain import pretrain
+
+    run_command(pretrain)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
