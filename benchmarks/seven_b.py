@@ -13,7 +13,7 @@ from benchmarks.seven_b_variations import CONFIGURATIONS, SENSITIVITY, Variation
 from launch.plan_output import GIB, layers_of
 from megatron_vl.config.errors import UserError
 from megatron_vl.planning.candidate import Problem
-from megatron_vl.planning.forecast import DAY_SECONDS, Forecast, useful_flops
+from megatron_vl.planning.forecast import DAY_SECONDS, Forecast, mean_flops
 
 PAPER_DAYS = 5  # arXiv 2403.05525, section 3.3
 STAGES = tuple(Variation(name=name, stage=name) for name in ("adaptor", "joint", "sft"))
@@ -55,7 +55,7 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def paper_mfu(problem: Problem) -> float:
     """If all of the paper's days were the joint stage."""
-    language, _ = useful_flops(problem.model, problem.workload)
+    language, _ = mean_flops(problem.model, problem.workload)
     available = PAPER_DAYS * DAY_SECONDS * problem.cluster.num_devices * problem.cluster.peak_flops
     return language * problem.workload.num_steps / available
 

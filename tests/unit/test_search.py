@@ -9,7 +9,7 @@ from megatron_vl.config.cluster import ClusterConfig
 from megatron_vl.config.errors import UserError
 from megatron_vl.config.plan import SearchConfig
 from megatron_vl.planning.candidate import Candidate, Problem
-from megatron_vl.planning.forecast import forecast, useful_flops
+from megatron_vl.planning.forecast import forecast, mean_flops
 from megatron_vl.planning.grids import Grids
 from megatron_vl.planning.layout import even_layout, resolve_layout
 from megatron_vl.planning.memory import Execution
@@ -204,5 +204,5 @@ def test_too_many_chunks_for_a_layout_are_refused() -> None:
 
 def test_useful_work_of_the_paper_models() -> None:
     for name, per_token in (("deepseek_vl_1b", 3.29e9), ("deepseek_vl_7b", 13.99e9)):
-        language, _ = useful_flops(model_of(name), WORKLOAD)
+        language, _ = mean_flops(model_of(name), WORKLOAD)
         assert language / (2304 * 4096) == pytest.approx(3 * per_token, rel=2e-3)
