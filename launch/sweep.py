@@ -105,8 +105,8 @@ class SweepCallback(Callback):
             )
         if rank_environment() is not None:
             _refuse(
-                "this process is one rank of torchrun or srun, but a sweep starts the ranks of its jobs itself: start it "
-                "alone; hydra/launcher=slurm makes a SLURM job of each of its jobs"
+                "this process is one rank of torchrun or srun, but a sweep starts the ranks of its jobs itself: start "
+                "it alone; hydra/launcher=slurm makes a SLURM job of each of its jobs"
             )
         self.accounts = Path(config.hydra.sweep.dir) / ACCOUNTS / uuid.uuid4().hex
 
