@@ -8,6 +8,7 @@ from megatron_vl.config.cluster import ClusterConfig
 from megatron_vl.config.data import DataConfig
 from megatron_vl.config.evaluate import EvaluationConfig
 from megatron_vl.config.model import ModelConfig
+from megatron_vl.config.node_check import NodeCheckConfig
 from megatron_vl.config.parallel import ParallelConfig, RecomputeConfig
 from megatron_vl.config.train import (
     CheckpointConfig,
@@ -49,6 +50,7 @@ class PretrainConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    node_check: NodeCheckConfig = field(default_factory=NodeCheckConfig)
 
 
 def register_schemas() -> None:

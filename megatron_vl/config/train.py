@@ -77,6 +77,7 @@ class CheckpointConfig:
     every: int = 1000  # steps; the end of a stage is always saved
     keep: int = 2
     initial: str | None = None  # a checkpoint whose model weights the first stage starts from
+    random: bool = True  # where `initial` is null, weights may be drawn at random; false refuses that
 
 
 @dataclass(kw_only=True)
@@ -97,6 +98,7 @@ class RunConfig:
     threads_per_process: int | None = None  # CPU threads of each rank; null shares the cores
     timeout_seconds: int = 600  # of a collective
     hang_seconds: int = 300  # without a sign of life, or of progress, from some rank; 0: nobody watches
+    max_restarts: int = 3  # of a SLURM job in a row that bring no newer checkpoint
 
 
 @dataclass(kw_only=True)

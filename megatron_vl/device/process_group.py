@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from megatron_vl.config.errors import UserError
+from megatron_vl.config.errors import PassingError
 from megatron_vl.device.machine import Device
 from megatron_vl.device.processes import RankEnvironment
 
@@ -35,7 +35,7 @@ def initialize_distributed(environment: RankEnvironment, device: Device, timeout
         timeout_seconds: how long ranks wait for each other, here and in collectives, until `set_timeout`.
 
     Raises:
-        UserError: some rank has not come in time, or rank 0 cannot be reached; said by every rank that came.
+        PassingError: some rank has not come in time, or rank 0 cannot be reached; said by every rank that came.
     """
     if device.backend == "gloo" and environment.master_addr in _LOOPBACK:
         # Gloo would pick the interface of the host's name, which may lead nowhere, or into the open network.
@@ -100,7 +100,7 @@ def _here() -> _World:
 
 
 def _meet(environment: RankEnvironment, timeout: timedelta) -> dist.Store:
-    """The ranks' store, once all ranks have come to it. Raises UserError naming those that have not."""
+    """The ranks' store, once all ranks have come to it. Raises PassingError naming those that have not."""
     address = f"{environment.master_addr}:{environment.master_port}"
     try:
         store = _open_store(environment, timeout)
@@ -111,12 +111,12 @@ def _meet(environment: RankEnvironment, timeout: timedelta) -> dist.Store:
         missing = store.get(_OUTCOME).decode()
     except dist.DistError as error:
         reason = str(error).splitlines()[0]
-        raise UserError(
+        raise PassingError(
             f"rank {environment.rank} did not meet rank 0 at {address} within run.start_timeout_seconds="
             f"{timeout.total_seconds():g} ({reason}); see the log of rank 0, or wait longer"
         ) from error
     if missing:
-        raise UserError(
+        raise PassingError(
             f"{missing} of {environment.world_size} did not come to {address} within run.start_timeout_seconds="
             f"{timeout.total_seconds():g}; see their logs and nodes, or wait longer"
         )

@@ -1,6 +1,7 @@
 """The stage's plan: its settings, where it goes on, and the process that makes it for each node."""
 
 import secrets
+import socket
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -70,11 +71,12 @@ def open_plan(
     local_rank, data_rank = place
     settings = plan_settings(config, stage, sources)
     saved, told = _follow_changes(config, settings, sources, saved)
-    address: list[str] = [f"\0megatron-vl-{secrets.token_hex(16)}"]
-    dist.broadcast_object_list(address)
+    names: list[str] = [f"\0megatron-vl-{secrets.token_hex(8)}"]
+    dist.broadcast_object_list(names)
+    address = f"{names[0]}-{socket.gethostname()}"  # nodes may be containers that share a network
     if local_rank == 0:
         server = ServerSettings(
-            address=address[0],
+            address=address,
             dp_size=stage.topology.data_size,
             plan=settings,
             sources=sources.planned(weighed_sources(sources.tables(), settings)),
@@ -82,7 +84,7 @@ def open_plan(
         )
         exits.enter_context(plan_server(server))
     first_step = 1 if saved is None else saved.step + 1
-    client = exits.enter_context(PlanClient(address[0], data_rank, first_step))
+    client = exits.enter_context(PlanClient(address, data_rank, first_step))
     return OpenPlan(client=client, changes=told)
 
 

@@ -30,6 +30,8 @@ FREE = (
     "run.threads_per_process",
     "run.timeout_seconds",
     "run.hang_seconds",
+    "run.max_restarts",
+    "node_check.",
     "train.stop_at",
     "train.faults.",
     "data.root",  # folders may move: the indexes' digests are compared
@@ -97,13 +99,24 @@ def describe(config: PretrainConfig, image_token_id: int) -> Description:
 
 
 def check_initial(config: PretrainConfig) -> None:
-    """Raise UserError where checkpoint.initial is no checkpoint, or not of this model."""
+    """What a run without a checkpoint of its own starts from.
+
+    Raises:
+        UserError: checkpoint.initial is no checkpoint, or not of this model, or is missing where weights may not be
+            random.
+    """
     if config.checkpoint.initial is not None:
         path = Path(config.checkpoint.initial)
         try:
             check_same_weights(path, read_description(path).model, config.model)
         except UserError as error:  # its message begins with the path
             raise UserError(f"checkpoint.initial={error}") from error
+    elif not config.checkpoint.random:
+        raise UserError(
+            "checkpoint.initial=null and checkpoint.random=false: training would start from random weights. Import "
+            "weights with python -m launch.convert direction=import and give checkpoint.initial=DIR, or give "
+            "checkpoint.random=true"
+        )
 
 
 def is_complete(config: PretrainConfig, state: RunState) -> bool:

@@ -5,30 +5,35 @@ import json
 import os
 import socket
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from megatron_vl.config.errors import UserError
+from megatron_vl.config.errors import PassingError, UserError
 
-RUN_STATES = ("running", "interrupted", "stopped", "complete", "failed")
+RUN_STATES = ("running", "interrupted", "stopped", "complete", "failed", "refused")
+MAX_MESSAGE = 2000  # characters of an exception that the status keeps
 LOCK_VARIABLE = "MEGATRON_VL_RUN_LOCK"  # set by the local launcher: the file descriptor of the lock it holds
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """What a run last said of itself: `stopped` is by train.stop_at, `interrupted` by a signal.
+    """What a run last said of itself: `stopped` is by train.stop_at, `interrupted` by a signal; `failed` is by an
+    exception, `refused` by a UserError, which the same start would meet again.
 
-    `step` counts from 1 within the stage. Raises ValueError for a state that is not in RUN_STATES.
+    `step` counts from 1 within the stage; `message` says why the run failed. Raises ValueError for a state that is not
+    in RUN_STATES.
     """
 
     state: str
     stage: str
     step: int
+    message: str = ""
 
     def __post_init__(self) -> None:
         if self.state not in RUN_STATES:
@@ -54,6 +59,7 @@ class RunDirectory:
         self.report = self.path / "report.html"
         self.config = self.path / "config_resolved.yaml"
         self.status = self.path / "status.json"
+        self.restarts = self.path / "restarts.jsonl"
         self.tracking_id = self.path / "wandb_run_id"
         self.checkpoints = self.path / "checkpoints"
         self.logs = self.path / "logs"
@@ -106,6 +112,21 @@ class RunDirectory:
             return None
         return RunStatus(**json.loads(self.status.read_text(encoding="utf-8")))
 
+    @contextmanager
+    def failures_told(self, rank: int) -> Iterator[None]:
+        """Any rank's exception goes into the status, unless a peer's has: the first one does, and before any other a
+        UserError that will not pass by itself. What has ended well stays so."""
+        try:
+            yield
+        except Exception as error:
+            last = self.read_status()
+            lasts = isinstance(error, UserError) and not isinstance(error, PassingError)
+            state = "refused" if lasts else "failed"
+            if last is not None and last.state in ("running", "failed") and last.state != state:
+                text = str(error) if state == "refused" else f"rank {rank}: {type(error).__name__}: {error}"
+                self.write_status(replace(last, state=state, message=text[:MAX_MESSAGE]))
+            raise
+
     def write_config(self, config: Mapping[str, Any], commit: str, environment: Mapping[str, str]) -> None:
         """Write the resolved configuration with the code's commit and the versions of its libraries."""
         document = {"commit": commit, "environment": dict(environment), **config}
@@ -153,7 +174,8 @@ class RunDirectory:
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file as a whole: a reader, or a crash, sees the old text or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    writer = f"{socket.gethostname()}.{os.getpid()}"  # ranks of several hosts write
+    temporary = path.with_name(f".{path.name}.{writer}")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

@@ -62,10 +62,9 @@ def open_sources(
         UserError: a source is unknown, missing, changed, or indexed with another tokenizer or template; the
             tokenizer has more entries than the model's vocabulary.
     """
-    if data.build_command and not Path(data.tokenizer).exists():
-        raise UserError(
-            f"data={data.name} is not there ({data.tokenizer} does not exist); build it with: {data.build_command}"
-        )
+    if not Path(data.tokenizer).exists():
+        remedy = f"build it with: {data.build_command}" if data.build_command else "give data.root=DIR"
+        raise UserError(f"data={data.name} is not there ({data.tokenizer} does not exist); {remedy}")
     text = text_rule(data, model)
     used = {name: stage for stage in stages for name, weight in stage.values.sources.items() if weight > 0}
     for name, stage in used.items():

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Protocol
 
 from megatron_vl.config.data import AccessConfig
-from megatron_vl.config.errors import UserError
+from megatron_vl.config.errors import PassingError, UserError
 
 RANGES, SHARDS = "ranges", "shards"  # ways to fetch
 
 
-class StorageError(UserError):
+class StorageError(PassingError):
     """A file or folder that cannot be read. Names it and what was tried, never a credential."""
 
 

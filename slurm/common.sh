@@ -1,0 +1,170 @@
+# shellcheck shell=bash
+# What the scripts of this folder share: they name resources, this file starts and ends their work (docs/slurm.md).
+# It is sourced with $script set: the script, not the copy of it that sbatch runs.
+set -euo pipefail
+
+checkout=$(realpath "$(dirname "${BASH_SOURCE[0]}")/..")
+script=$(realpath "${script:?}")
+
+say() {
+    echo "$(date --iso-8601=seconds) $*"
+}
+
+die() {
+    echo "error: $*" >&2
+    exit 1
+}
+
+load_cluster() { # the environment file: what is the same for all jobs of a cluster
+    local name=${MEGATRON_VL_CLUSTER:-a100_infiniband}
+    local file=$checkout/slurm/env/$name.sh
+    [ -r "$file" ] || die "MEGATRON_VL_CLUSTER=$name: $file is missing; it would be like its neighbours"
+    python=$checkout/.venv/bin/python container=none image='' mounts=$checkout srun_options=()
+    # shellcheck source=/dev/null
+    source "$file"
+    export PYTHONPATH=$checkout${PYTHONPATH:+:$PYTHONPATH}
+    inside=() contained=()
+    case $container in
+        none) [ -x "$python" ] || die "$python is missing: run make environment, or set python or container in $file" ;;
+        pyxis) contained=("--container-image=$image" "--container-mounts=$mounts" "--container-workdir=$PWD") ;;
+        apptainer) inside=(apptainer exec --nv --bind "$mounts" --pwd "$PWD" "$image") ;;
+        *) die "container=$container in $file: must be none, pyxis or apptainer" ;;
+    esac
+}
+
+alone() { # alone MODULE OVERRIDES…: one process on one machine, no rank. Only srun starts pyxis's containers.
+    if [ "$container" = pyxis ]; then
+        srun --nodes=1 --ntasks=1 --overlap --gres=none "${contained[@]}" "$python" -m "$@"
+    else
+        "${inside[@]}" "$python" -m "$@"
+    fi
+}
+
+ranks() { # ranks LOGS MODULE OVERRIDES…: a process for each rank, which srun's variables tell which it is
+    local output=$1
+    shift
+    srun --kill-on-bad-exit=1 --wait=120 --open-mode=append --output="$output" \
+        "${srun_options[@]}" "${contained[@]}" "${inside[@]}" "$python" -m "$@"
+}
+
+split_arguments() { # those with two dashes are sbatch's, the others Hydra's
+    options=() overrides=() swept=()
+    local argument
+    for argument in "$@"; do
+        case $argument in
+            --*) options+=("$argument") ;;
+            -*) die "$argument: write options for sbatch as --name=value, overrides as field=value" ;;
+            *) overrides+=("$argument") ;;
+        esac
+    done
+}
+
+option() { # option NAME: its value for sbatch, the last one of the script's header and the arguments
+    { sed -n 's/^#SBATCH //p' "$script" && printf '%s\n' "${options[@]}"; } | sed -n "s/^--$1=//p" | tail -n 1
+}
+
+sweep_line() { # sweep_line TASK: sets $swept, what the file SWEEP has for a task of the array
+    local line name
+    line=$(sed -n "$(($1 + 1))p" "$SWEEP")
+    [ -n "$line" ] || die "SWEEP=$SWEEP has no line $(($1 + 1)), for task $1 of the array"
+    name=$(basename "$SWEEP")
+    read -ra swept <<< "$line"
+    swept=("run.dir=runs/${name%.*}/$1" "${swept[@]}")
+}
+
+check() { # check NUM_RANKS OVERRIDES…: what training would refuse
+    local num_ranks=$1
+    shift
+    alone launch.check "$@" "run.num_processes=$num_ranks"
+}
+
+check_all() { # before anything is asked for, the run or every run of the sweep
+    local num_ranks task
+    num_ranks=$(($(option nodes) * $(option ntasks-per-node)))
+    if [ -z "${SWEEP:-}" ]; then
+        check "$num_ranks" "${overrides[@]}"
+        return
+    fi
+    local -i num_tasks
+    num_tasks=$(grep -c . "$SWEEP") || die "SWEEP=$SWEEP must be a file with a line of overrides for each run"
+    for ((task = 0; task < num_tasks; task++)); do
+        sweep_line "$task"
+        check "$num_ranks" "${overrides[@]}" "${swept[@]}"
+    done
+    [ -n "$(option array)" ] || options+=("--array=0-$((num_tasks - 1))")
+}
+
+job_begins() { # what a job needs before its first srun
+    job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID} # one number may mean the whole array
+    job=${job:-$SLURM_JOB_ID}
+    MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+    export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
+    logs=logs/$SLURM_JOB_NAME-$job
+    mkdir -p "$logs"
+    say "job $job, start $((${SLURM_RESTART_COUNT:-0} + 1)): $SLURM_NTASKS ranks on $SLURM_JOB_NODELIST;" \
+        "their logs: $PWD/$logs"
+}
+
+pass_on() { # pass_on SIGNAL: the ranks save and end. SLURM sends TERM to them too.
+    interrupted=yes
+    say "SIG$1: the ranks save and end"
+    [ "$1" = TERM ] || scancel --signal="$1" "$job"
+}
+
+wait_for() { # wait_for PID: to its end, through all signals; sets $status
+    interrupted=yes
+    while [ -n "$interrupted" ]; do
+        interrupted='' status=0
+        wait "$1" || status=$?
+    done
+}
+
+slurm_ends_it() { # a cancelled job must not come back, and a preempted one does by itself
+    local state reason
+    read -r state reason <<< "$(squeue --noheader --jobs="$job" --format='%T %r')"
+    [ "$state" != RUNNING ] && [ "$reason" != TimeLimit ]
+}
+
+requeue() { # requeue [NODES]: the job starts anew, without these nodes
+    if slurm_ends_it; then
+        say "SLURM is ending the job: it is not requeued from here"
+        exit 0
+    fi
+    trap '' TERM USR1 # the requeue ends this script and what it starts
+    local bad=${1:-} excluded
+    excluded=$(scontrol show job "$job" | sed -n 's/.* ExcNodeList=//p')
+    scontrol requeue "$job"
+    [ -n "$bad" ] || exit 0
+    [ "$excluded" = "(null)" ] || bad=$excluded,$bad
+    scontrol update "jobid=$job" "ExcNodeList=$bad" || die "could not exclude $bad: the job comes back on any node"
+    exit 0
+}
+
+conclude() { # conclude OVERRIDES…: as the run's status says, never by a signal or an exit status
+    local answer
+    answer=$(alone launch.requeue "$@") || die "cannot tell how the run stands; its ranks ended with status $status"
+    say "the ranks ended with status $status; $answer"
+    case $answer in
+        done:*) exit 0 ;;
+        requeue:*) requeue ;;
+        *) exit 1 ;;
+    esac
+}
+
+pretrain() { # pretrain ARGUMENTS…: under sbatch train, else check and submit
+    split_arguments "$@"
+    load_cluster
+    if [ -z "${SLURM_JOB_ID:-}" ]; then
+        check_all
+        exec sbatch "${options[@]}" "$script" "${overrides[@]}"
+    fi
+    [ -z "${SWEEP:-}" ] || sweep_line "${SLURM_ARRAY_TASK_ID:?SWEEP needs an array}"
+    overrides+=("${swept[@]}")
+    job_begins
+    check "$SLURM_NTASKS" "${overrides[@]}"
+    trap 'pass_on USR1' USR1
+    trap 'pass_on TERM' TERM
+    ranks "$logs/$SLURM_JOB_NAME-$job-%N-%t.log" launch.pretrain "${overrides[@]}" &
+    wait_for $!
+    conclude "${overrides[@]}"
+}

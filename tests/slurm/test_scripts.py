@@ -1,0 +1,160 @@
+"""The scripts of slurm/ on a real SLURM of two nodes, with the tiny model on CPUs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.runs import CHECKOUT, command, losses, metrics, wait_for
+from tests.support.slurm import Slurm
+
+pytestmark = pytest.mark.slurm
+
+PRETRAIN = str(CHECKOUT / "slurm" / "pretrain_1b.sh")
+# Two ranks; as many nodes as the cluster has, without GPUs.
+SHAPE = ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=0", "--time=20")
+STEPS = ("stages=[adaptor]", "train.steps=12", "checkpoint.every=4", "node_check.enabled=false")
+
+
+def overrides(data_root: Path, run_dir: str, *others: str) -> list[str]:
+    """The tiny model instead of the paper's, on small data."""
+    words = command(
+        data_root, Path(run_dir), "experiment=quickstart", "heldout.max_samples=0", *STEPS, *others
+    )
+    return words[3:]
+
+
+def status(slurm: Slurm, run_dir: str = "run") -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((slurm.work / run_dir / "status.json").read_text())
+    return values
+
+
+def answers(slurm: Slurm) -> list[str]:
+    lines = (slurm.work / "run" / "restarts.jsonl").read_text().splitlines()
+    return [json.loads(line)["answer"] for line in lines]
+
+
+def has_steps(slurm: Slurm, job: str, number: int) -> None:
+    """Wait until so many steps are in the metrics."""
+    wait_for(
+        lambda: len(metrics(slurm.work / "run")) >= number or "RUNNING" not in slurm.state(job),
+        f"{number} steps of job {job}",
+    )
+    assert "RUNNING" in slurm.state(job), slurm.log(job)
+    assert len(metrics(slurm.work / "run")) < 12, "too late to show anything"
+
+
+@pytest.fixture(scope="module")
+def whole(nodes: Path, data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Slurm:
+    """A run from start to end, submitted by the script itself."""
+    slurm = Slurm(nodes, tmp_path_factory.mktemp("whole"))
+    job = slurm.submit(PRETRAIN, *SHAPE, *overrides(data_root, "run"))
+    slurm.wait_for_state(job, "COMPLETED")
+    return slurm
+
+
+def test_a_finished_run(whole: Slurm) -> None:
+    assert status(whole)["state"] == "complete"
+    assert [row["global_step"] for row in metrics(whole.work / "run")] == list(range(1, 13))
+    assert answers(whole) == ["done"]
+    (batch,) = whole.work.glob("pretrain_1b-*.log")
+    names = {path.name for path in (whole.work / "logs" / batch.stem).iterdir()}
+    assert names == {f"{batch.stem}-n1-0.log", f"{batch.stem}-n2-1.log"}
+
+
+def test_requeued_before_the_time_limit(slurm: Slurm, whole: Slurm, data_root: Path) -> None:
+    """The signal is the one of --signal=B:USR1, which reaches the batch script alone."""
+    job = slurm.submit("sbatch", *SHAPE, PRETRAIN, *overrides(data_root, "run"))
+    has_steps(slurm, job, 2)
+    assert slurm.run("scancel", "--batch", "--signal=USR1", job)[0] == 0
+    slurm.start_again_now(job)
+    assert status(slurm)["state"] == "interrupted"
+    slurm.wait_for_state(job, "COMPLETED")
+    assert "resuming" in slurm.log(job)
+    assert answers(slurm) == ["requeue", "done"]
+    assert losses(slurm.work / "run") == losses(whole.work / "run")
+
+
+def test_preempted(slurm: Slurm, whole: Slurm, data_root: Path) -> None:
+    """SLURM asks the ranks alone to end, and takes the exit status 0 for success; the run comes back all the same."""
+    job = slurm.submit("sbatch", *SHAPE, PRETRAIN, *overrides(data_root, "run"))
+    has_steps(slurm, job, 2)
+    urgent = slurm.submit("sbatch", "--partition=urgent", "--nodes=2", "--wrap=true", "--exclusive")
+    slurm.start_again_now(job)
+    assert status(slurm)["state"] == "interrupted"
+    slurm.wait_for_state(urgent, "COMPLETED")
+    slurm.wait_for_state(job, "COMPLETED")
+    assert losses(slurm.work / "run") == losses(whole.work / "run")
+
+
+@pytest.mark.parametrize("node", ["n1", "n2"])
+def test_a_node_dies(node: str, slurm: Slurm, whole: Slurm, data_root: Path) -> None:
+    """n1 runs the batch script and rank 0, n2 only a rank."""
+    job = slurm.submit("sbatch", *SHAPE, PRETRAIN, *overrides(data_root, "run"))
+    has_steps(slurm, job, 5)
+    slurm.node("kill", node)
+    slurm.wait_for_state(job, "PENDING")
+    slurm.node("node", node)
+    slurm.start_again_now(job)
+    slurm.wait_for_state(job, "COMPLETED")
+    assert "resuming after step 4" in slurm.log(job)
+    assert losses(slurm.work / "run") == losses(whole.work / "run")
+
+
+def test_cancelled_jobs_stay_away(slurm: Slurm, data_root: Path) -> None:
+    job = slurm.submit("sbatch", *SHAPE, PRETRAIN, *overrides(data_root, "run"))
+    has_steps(slurm, job, 2)
+    assert slurm.run("scancel", job)[0] == 0
+    slurm.wait_for_state(job, "CANCELLED")
+    wait_for(lambda: not slurm.run("squeue", "--noheader")[1].strip(), "the job to be gone")
+    assert status(slurm)["state"] == "interrupted"
+    assert slurm.state(job).startswith("CANCELLED")
+
+
+def test_a_sweep_in_an_array(slurm: Slurm, data_root: Path) -> None:
+    """Each line of the file is a run with a folder of its own, at another parallel setting."""
+    (slurm.work / "sizes.txt").write_text(
+        "run.seed=1 stages=[joint]\nparallel.pipeline_size=1 train.steps=3\n"
+    )
+    shape = ("--nodes=1", "--ntasks-per-node=1", "--gpus-per-node=0", "--time=20")
+    words = [*overrides(data_root, "unused", "parallel.pipeline_size=1", "train.steps=2"), "parallel=single"]
+    words = [word for word in words if not word.startswith("run.dir=")]
+    job = slurm.submit(PRETRAIN, *shape, *words, SWEEP="sizes.txt")
+    for task in ("0", "1"):
+        slurm.wait_for_state(f"{job}_{task}", "COMPLETED")
+    assert [row["stage"] for row in metrics(slurm.work / "runs" / "sizes" / "0")] == ["joint"] * 2
+    assert [row["stage"] for row in metrics(slurm.work / "runs" / "sizes" / "1")] == ["adaptor"] * 3
+
+
+def test_refusals_come_before_a_job(slurm: Slurm, data_root: Path) -> None:
+    """An impossible request, missing weights, missing data: each is told at once, and nothing is in the queue."""
+    given = overrides(data_root, "run")
+    for words, told in (
+        (("sbatch", "--nodes=3", *SHAPE[1:], PRETRAIN, *given), "error: "),
+        ((PRETRAIN, *SHAPE), "checkpoint.initial=DIR"),
+        ((PRETRAIN, *SHAPE, "checkpoint.random=true"), "give data.root=DIR"),
+        ((PRETRAIN, "-N2", *given), "--name=value"),
+        ((PRETRAIN, *SHAPE, *given, "parallel.tensor_size=3"), "parallel.tensor_size"),
+    ):
+        exit_status, output = slurm.run(*words)
+        assert exit_status == 1, output
+        assert told in output
+    assert not slurm.run("squeue", "--noheader")[1].strip()
+
+
+def test_under_sbatch_the_check_is_the_first_thing(slurm: Slurm) -> None:
+    job = slurm.submit("sbatch", *SHAPE, PRETRAIN)
+    slurm.wait_for_state(job, "FAILED")
+    assert "checkpoint.initial=DIR" in slurm.log(job)
+    assert not list(slurm.work.glob("logs/*/*.log")), "ranks were started"
+
+
+def test_an_error_of_the_user_is_not_repeated(slurm: Slurm, data_root: Path) -> None:
+    """One that only training finds: samples that do not decode."""
+    job = slurm.submit(
+        "sbatch", *SHAPE, PRETRAIN, *overrides(data_root, "run", "stage.adaptor.learning_rate=1e30")
+    )
+    slurm.wait_for_state(job, "FAILED")
+    assert status(slurm)["state"] == "refused"
+    assert answers(slurm) == ["stop"]
