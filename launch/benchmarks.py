@@ -21,7 +21,7 @@ from megatron_vl.evaluate.suite_check import check_suite
 from megatron_vl.train.environment import current_commit, environment_versions
 from megatron_vl.train.metrics import finite
 from megatron_vl.train.run_dir import RunDirectory, write_atomically
-from megatron_vl.train.tracking import open_tracker
+from megatron_vl.train.tracking import open_trackers
 
 RESULTS = "results.json"
 
@@ -94,10 +94,10 @@ def _write(run: RunDirectory, config: EvaluateConfig, results: list[BenchmarkRes
 
 
 def _track(run: RunDirectory, config: EvaluateConfig, results: list[BenchmarkResult]) -> None:
-    tracker = open_tracker(config.tracking.wandb, config.tracking.project, run, asdict(config))
+    trackers = open_trackers(config.tracking, run, asdict(config), 0, print)
     for result in results:
-        tracker.log({f"{result.benchmark}/{metric}": value for metric, value in result.metrics.items()}, 0)
-    tracker.finish()
+        trackers.log({f"{result.benchmark}/{metric}": value for metric, value in result.metrics.items()}, 0)
+    trackers.finish()
 
 
 def _show(results: list[BenchmarkResult], path: Path) -> None:

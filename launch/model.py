@@ -7,7 +7,7 @@ from megatron_vl.checkpoint.description import Description
 from megatron_vl.checkpoint.opening import open_model
 from megatron_vl.config.evaluate import EvaluateConfig
 from megatron_vl.device.machine import pick_device, require_gpu_extra
-from megatron_vl.device.process_group import initialize_distributed
+from megatron_vl.device.process_group import initialize_distributed, set_timeout
 from megatron_vl.device.processes import RankEnvironment
 from megatron_vl.evaluate.evaluator import Evaluator
 from megatron_vl.evaluate.items import Progress, no_progress
@@ -29,8 +29,9 @@ def open_evaluator(
     device = pick_device(environment.local_rank)
     require_gpu_extra(device, config.parallel.transformer_engine)
     content = content_rule(text_rule(config.data, description.model), description.model, config.data)
-    initialize_distributed(environment, device, config.run.timeout_seconds)
+    initialize_distributed(environment, device, config.run.start_timeout_seconds)
     opened = open_model(Path(config.checkpoint), config.parallel, config.precision, device)
+    set_timeout(config.run.timeout_seconds)
     return Evaluator(
         chunks=opened.chunks,
         groups=opened.groups,

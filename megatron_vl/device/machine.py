@@ -14,6 +14,15 @@ from megatron_vl.config.errors import UserError
 _GPU_EXTRA = {"transformer_engine": "TransformerEngine's layers", "flash_attn": "flash attention"}
 
 
+@dataclass(frozen=True, kw_only=True)
+class MemoryUse:
+    """What this process holds: on the host, and at most so far on its GPU, in tensors and reserved for them."""
+
+    host_bytes: int
+    device_peak_bytes: int | None
+    device_reserved_bytes: int | None
+
+
 @dataclass(frozen=True)
 class Device:
     """Where this process computes: the CPU, or one GPU of its host."""
@@ -46,6 +55,14 @@ class Device:
         if self.kind == "cuda":
             return torch.cuda.max_memory_allocated(self.local_rank)
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+
+    def memory_use(self) -> MemoryUse:
+        on_cuda = self.kind == "cuda"
+        return MemoryUse(
+            host_bytes=int(psutil.Process().memory_info().rss),
+            device_peak_bytes=torch.cuda.max_memory_allocated(self.local_rank) if on_cuda else None,
+            device_reserved_bytes=torch.cuda.max_memory_reserved(self.local_rank) if on_cuda else None,
+        )
 
 
 def pick_device(local_rank: int = 0) -> Device:

@@ -23,6 +23,8 @@ class PassResult:
 
     loss_sum: Tensor  # fp64 scalar
     num_tokens: Tensor  # int64 scalar: supervised tokens
+    segment_sums: list[Tensor]  # fp64 [segments, 2] of each microbatch: the same two sums, segment by segment
+    segment_sources: list[str | None]  # of all these segments; None is padding
 
 
 def run_microbatches(
@@ -39,7 +41,12 @@ def run_microbatches(
     for output in outputs:
         loss_sum += output["loss_sum"]
         num_tokens += output["num_tokens"]
-    return PassResult(loss_sum=loss_sum, num_tokens=num_tokens)
+    return PassResult(
+        loss_sum=loss_sum,
+        num_tokens=num_tokens,
+        segment_sums=[output["segment_sums"] for output in outputs],
+        segment_sources=[source for output in outputs for source in output["segment_sources"]],
+    )
 
 
 def run_forward(chunks: list[Any], microbatches: list[Microbatch], groups: Groups) -> list[Tensor]:
@@ -52,7 +59,7 @@ def run_forward(chunks: list[Any], microbatches: list[Microbatch], groups: Group
 
 def _run_schedule(
     chunks: list[Any], microbatches: list[Microbatch], loss_of: Any, groups: Groups, forward_only: bool
-) -> list[dict[str, Tensor]]:
+) -> list[dict[str, Any]]:
     topology = groups.topology
     schedule = get_forward_backward_func(
         pp_size=topology.pipeline_size,
@@ -62,7 +69,7 @@ def _run_schedule(
         group_size = smallest_group(len(microbatches), topology.pipeline_size)
         chunks[0].config.microbatch_group_size_per_vp_stage = group_size
     iterators = [iter(microbatches) for _ in chunks]
-    outputs: list[dict[str, Tensor]] = schedule(
+    outputs: list[dict[str, Any]] = schedule(
         forward_step_func=partial(_forward_step, loss_of=loss_of, device=groups.device),
         data_iterator=iterators if len(chunks) > 1 else iterators[0],
         model=chunks if len(chunks) > 1 else chunks[0],
@@ -90,15 +97,30 @@ def _forward_step(
 
 def _sum_losses(
     microbatch: Microbatch, losses_1S: Tensor, groups: Groups
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
     mask_1S = microbatch.loss_mask_1S
     if mask_1S is None:
         raise ValueError("the last pipeline stage was given a microbatch without loss mask")
     loss_sum = (losses_1S * mask_1S).sum()
     num_tokens = mask_1S.sum().to(torch.int32)
     # The schedule scales the loss in place: what is reported must be a copy.
-    report = {"loss_sum": loss_sum.detach().clone(), "num_tokens": num_tokens.detach().clone()}
+    report = {
+        "loss_sum": loss_sum.detach().clone(),
+        "num_tokens": num_tokens.detach().clone(),
+        "segment_sums": _by_segment(losses_1S.detach(), mask_1S, microbatch.cu_seqlens),
+        "segment_sources": [
+            None if unit < 0 else microbatch.units[unit].source for unit in microbatch.segment_units
+        ],
+    }
     return loss_sum, num_tokens, report
+
+
+def _by_segment(losses_1S: Tensor, mask_1S: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """[segments, 2]: sums of the supervised losses, and their number. A loss that is not finite stays in its segment."""
+    positions_S = torch.arange(losses_1S.shape[1], device=losses_1S.device)
+    segments_S = torch.bucketize(positions_S, cu_seqlens[1:], right=True)
+    values_S2 = torch.stack([losses_1S[0] * mask_1S[0], mask_1S[0]], dim=1).double()
+    return values_S2.new_zeros(len(cu_seqlens) - 1, 2).index_add_(0, segments_S, values_S2)
 
 
 def _keep_output(microbatch: Microbatch, output: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

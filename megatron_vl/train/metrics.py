@@ -18,23 +18,45 @@ class StepMetrics:
     global_step: int  # from 1 within the run
     modality: str  # text, multimodal or mixed
     loss: float  # per supervised token of the global batch
+    loss_by_source: dict[str, float]  # the same, of each source that the step had
     grad_norm: float  # before clipping
     learning_rate: float
     num_tokens: int  # positions with content, padding left out
+    num_tokens_by_source: dict[str, int]
     num_supervised_tokens: int
     num_samples: int
     num_failed_samples: int  # masked since their images could not be decoded
     num_images: int
     step_seconds: float
     tokens_per_second: float
+    tokens_per_second_by_modality: dict[str, float]  # of their sources: text, multimodal
+    images_per_second: float
+    mfu: (
+        float | None
+    )  # model FLOPs utilisation, of decoder and head; null where the cluster's peak is not known
+    mfu_with_vision: float | None  # of towers and adaptor too
     data_wait_seconds: float
     bytes_fetched: int  # from where shards lie, by all ranks since the step before
     bytes_used: int  # of them, members that samples consist of
+    host_memory_bytes: int  # resident, of the process that writes
+    device_peak_bytes: int | None  # the most that its tensors have had on the GPU so far
+    device_reserved_bytes: int | None  # the most that torch has held there
     text_ratio: float  # scheduled share of text at this step
     text_share: float  # of the rows of this one
     skipped: bool = False  # loss or gradient was not finite, or the loss a spike: weights unchanged
     slowest_rank: int | None = None  # of the step before; by computing time, within its pipeline stage
     straggler_ratio: float | None = None  # its time over the median of that stage's ranks
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartupSeconds:
+    """A row of startup.jsonl: how long a stage's start took, phase by phase (`train.startup.PHASES`)."""
+
+    stage: str
+    step: int  # its first one, since the process began or the stage did
+    global_step: int
+    seconds: dict[str, float]  # on the rank that writes
+    slowest: dict[str, float]  # on the rank that took longest for the phase
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,11 @@ from megatron_vl.device.trail import TRAIL
 from megatron_vl.model.spread import Spread
 from megatron_vl.parallel.groups import Groups
 from megatron_vl.parallel.pipeline import run_microbatches
+from megatron_vl.train.by_source import losses_by_source, tokens_by_source, told_apart
 from megatron_vl.train.optimizer import Optimizer
 from megatron_vl.train.stragglers import Straggler, straggler
+
+FIXED = 11  # places of the vector that all ranks add up, before those of sources and ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +33,9 @@ class StepResult:
     num_samples: int
     num_failed_samples: int
     num_images: int
+    num_pairs: float  # of tokens that see each other, as `planning.workload.Load` counts them
+    loss_by_source: dict[str, float]  # per supervised token, of the sources that the step had
+    num_tokens_by_source: dict[str, int]
     bytes_fetched: int
     bytes_used: int
     stop_requested: bool  # some rank has received a signal
@@ -43,8 +49,8 @@ class Vote:
     """What a rank tells all others at the end of a step: whether it was asked to stop, what it has planned, what it
     has read since the step before, and how long it computed in that one.
 
-    Ranks of one `plan_group` must have one `plan_digest` (below 2^52: exact in fp64). `max_loss`, which is the same on
-    all ranks, is where a loss becomes a spike.
+    Ranks of one `plan_group` must have one `plan_digest` (below 2^52: exact in fp64). The same on all ranks:
+    `max_loss`, where a loss becomes a spike, and `sources`, whose losses and tokens are told apart.
     """
 
     stop_requested: bool = False
@@ -53,6 +59,7 @@ class Vote:
     traffic: Traffic = NO_TRAFFIC
     compute_seconds: float = 0.0
     max_loss: float = math.inf
+    sources: tuple[str, ...] = ()
 
 
 def train_step(
@@ -82,14 +89,20 @@ def train_step(
     losses = run_microbatches(chunks, microbatches, groups)
     squares = optimizer.prepare()
 
+    num_sources = len(vote.sources)
     mine = _told(microbatches, groups, vote).to(squares.device, non_blocking=True)  # the host need not wait
     mine[0] = squares
     if groups.is_last_stage and groups.tensor_rank == 0:
         mine[1], mine[2] = losses.loss_sum, losses.num_tokens
+        mine[FIXED : FIXED + 2 * num_sources] = losses_by_source(losses, vote.sources)
     TRAIL.at("agreement of all ranks", waits=True)
     dist.all_reduce(mine)
-    squares_sum, loss_sum, supervised, tokens, samples, failed, images, *rest = mine.tolist()
-    stops, fetched, used, *by_rank = rest
+    summed = mine.tolist()
+    squares_sum, loss_sum, supervised, tokens, samples, failed, images, pairs, stops, fetched, used = summed[
+        :FIXED
+    ]
+    loss_by_source, num_tokens_by_source = told_apart(vote.sources, summed[FIXED : FIXED + 3 * num_sources])
+    by_rank = summed[FIXED + 3 * num_sources :]
     TRAIL.at("update")
     check_plans(by_rank[::3], by_rank[1::3])
 
@@ -107,6 +120,9 @@ def train_step(
         num_samples=int(samples),
         num_failed_samples=int(failed),
         num_images=int(images),
+        num_pairs=pairs,
+        loss_by_source=loss_by_source,
+        num_tokens_by_source=num_tokens_by_source,
         bytes_fetched=int(fetched),
         bytes_used=int(used),
         stop_requested=stops > 0,
@@ -117,15 +133,22 @@ def train_step(
 
 
 def _told(microbatches: list[Microbatch], groups: Groups, vote: Vote) -> Tensor:
-    """What the host knows of the vector that all ranks add up; places 0 to 2 are for what the device computes."""
-    rank, world_size = dist.get_rank(), dist.get_world_size()
-    told = torch.zeros(10 + 3 * world_size, dtype=torch.float64)
-    if groups.is_first_stage and groups.tensor_rank == 0:
-        told[3:7] = torch.tensor(_counts(microbatches), dtype=torch.float64)
-    told[7] = vote.stop_requested
-    told[8], told[9] = vote.traffic.bytes_fetched, vote.traffic.bytes_used
+    """What the host knows of the vector that all ranks add up: FIXED places, of which 0 to 2 are for what the device
+    computes; three for each source, of which the device computes two; three for each rank."""
     of_rank = (vote.plan_group, vote.plan_digest, vote.compute_seconds)
-    told[10 + 3 * rank : 13 + 3 * rank] = torch.tensor(of_rank, dtype=torch.float64)
+    by_source = FIXED + 2 * len(vote.sources)
+    by_rank = by_source + len(vote.sources)
+    told = torch.zeros(by_rank + len(of_rank) * dist.get_world_size(), dtype=torch.float64)
+    if groups.is_first_stage and groups.tensor_rank == 0:
+        told[3:8] = torch.tensor(_counts(microbatches), dtype=torch.float64)
+        told[by_source:by_rank] = torch.tensor(
+            tokens_by_source(microbatches, vote.sources), dtype=torch.float64
+        )
+    told[8:FIXED] = torch.tensor(
+        [vote.stop_requested, vote.traffic.bytes_fetched, vote.traffic.bytes_used], dtype=torch.float64
+    )
+    mine = by_rank + len(of_rank) * dist.get_rank()
+    told[mine : mine + len(of_rank)] = torch.tensor(of_rank, dtype=torch.float64)
     return told
 
 
@@ -153,12 +176,13 @@ def check_plans(plan_groups: list[float], digests: list[float]) -> None:
         )
 
 
-def _counts(microbatches: list[Microbatch]) -> list[int]:
-    """Tokens, samples, failed samples and images of these microbatches."""
+def _counts(microbatches: list[Microbatch]) -> list[float]:
+    """Tokens, samples, failed samples, images and pairs of these microbatches."""
     units = [unit for microbatch in microbatches for unit in microbatch.units]
     return [
         sum(unit.num_tokens for unit in units),
         len(units),
         sum(len(microbatch.failed_units) for microbatch in microbatches),
         sum(unit.num_images for unit in units),
+        sum(unit.num_tokens**2 for unit in units) / 2,
     ]
