@@ -16,12 +16,13 @@ from megatron_vl.evaluate.suite_check import check_suite
 from megatron_vl.train.environment import current_commit, environment_versions
 from megatron_vl.train.loop import Evaluation, Run
 from megatron_vl.train.recorder import Recorder
-from megatron_vl.train.resume import describe, find_start, fingerprint
+from megatron_vl.train.resume import describe, fingerprint
 from megatron_vl.train.run_dir import RunDirectory
 from megatron_vl.train.session import pretrain
 from megatron_vl.train.settings import StageSettings
 from megatron_vl.train.signals import StopRequest
 from megatron_vl.train.sources import Sources, open_sources
+from megatron_vl.train.start import agree_on_start
 
 
 def run_rank(
@@ -33,7 +34,7 @@ def run_rank(
     require_gpu_extra(device, config.parallel.transformer_engine)
     sources = open_sources(config.data, config.model, stages, check_shards=environment.rank == 0)
     initialize_distributed(environment, device, config.run.timeout_seconds)
-    found = find_start(config, directory)
+    found, notices = agree_on_start(config, directory)
     writes = environment.rank == 0
     if writes:
         directory.write_config(asdict(config), current_commit(), environment_versions())
@@ -49,15 +50,18 @@ def run_rank(
             device=device,
             store=CheckpointStore(
                 directory.checkpoints,
-                config.checkpoint.keep,
+                config.checkpoint,
                 describe(config, sources.content.text.image_id),
                 Path(config.data.tokenizer),
+                recorder.saved,
             ),
             recorder=recorder,
             stop=stop,
             collector=collector,
             evaluations=_evaluations(config, sources, directory if writes else None),
         )
+        for notice in notices:
+            recorder.say(notice)
         outcome = pretrain(stages, sources, run, found)
         recorder.say(f"{outcome}: {directory.report}")
     destroy_distributed()

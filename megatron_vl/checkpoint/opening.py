@@ -7,7 +7,7 @@ import torch.distributed as dist
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_vl.checkpoint.description import read_description
-from megatron_vl.checkpoint.store import load_weights
+from megatron_vl.checkpoint.loading import load_weights
 from megatron_vl.config.parallel import ParallelConfig, RecomputeConfig
 from megatron_vl.device.machine import Device
 from megatron_vl.model.transformer_config import Division, transformer_config

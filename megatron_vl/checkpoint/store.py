@@ -1,203 +1,217 @@
-"""Saving and loading through megatron-core's distributed checkpoints.
+"""Saving a run's checkpoints, in the background if wanted, so that one of them is whole at every moment.
 
-A checkpoint is a folder `<stage>-<step>` with the sharded tensors (weights, optimizer, random states), `model.json`
-and the tokenizer (what the weights are), and `state.json` (where the run stood). It is written aside and renamed when
-every rank has finished and its files are on disk, so a folder that carries the name is whole.
+A checkpoint is a folder `<stage>-<step>`: the sharded tensors (weights, optimizer, random states), `model.json` and the
+tokenizer (what the weights are), `optimizer.json` (how the optimizer is stored), `state.json` (where the run stood) and
+`manifest.json` (every file's size and digest). docs/checkpoints.md says what is guaranteed.
 """
 
 import json
-import os
 import shutil
-from dataclasses import asdict
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core import dist_checkpointing, tensor_parallel
-from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, ShardedTensorFactory
-from megatron.core.dist_checkpointing.serialization import (
-    get_default_save_sharded_strategy,
-    load_sharded_metadata,
-)
-from megatron.core.dist_checkpointing.validation import StrictHandling
 from megatron.core.optimizer import MegatronOptimizer
 
-from megatron_vl.checkpoint.description import (
-    Description,
-    check_same_weights,
-    read_description,
-    write_description,
-)
-from megatron_vl.checkpoint.state import ASIDE, STATE_FILE, RunState, read_state, whole_checkpoints
-from megatron_vl.config.errors import UserError
-from megatron_vl.config.model import ModelConfig
+from megatron_vl.checkpoint.buckets import OptimizerLayout, has_bare_bucket, layout_here
+from megatron_vl.checkpoint.description import Description, write_description
+from megatron_vl.checkpoint.folder import aside_of, clear_leftovers
+from megatron_vl.checkpoint.retention import drop_superseded
+from megatron_vl.checkpoint.saving import Finish, Saving, refusal
+from megatron_vl.checkpoint.sharded import num_trained, sharded_state
+from megatron_vl.checkpoint.sharding import FULLY_RESHARDABLE, STATE_BYTES, choose_sharding
+from megatron_vl.checkpoint.state import STATE_FILE, RunState
+from megatron_vl.checkpoint.writing import Planner, bytes_of
+from megatron_vl.config.errors import PassingError
+from megatron_vl.config.train import CheckpointConfig
 from megatron_vl.parallel.groups import Groups
 
-# Resumes at any parallel size; it gathers all optimizer state over data-parallel ranks, which small models bear.
-SHARDING = {"distrib_optim_sharding_type": "fully_reshardable", "fully_reshardable_mem_efficient": False}
 
-RANDOM = "random"
-# TransformerEngine's layers keep fp8 scales under this name. Ours have none, and other layers lack the entries.
-EXTRA_STATE = "_extra_state"
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """What one checkpoint has cost: a row of checkpoints.jsonl."""
+
+    stage: str
+    step: int
+    global_step: int
+    name: str
+    optimizer_sharding: str
+    asynchronous: bool
+    num_bytes: int  # of all files of tensors
+    host_bytes: int  # held on the host only for saving, by the rank with most
+    stall_seconds: float  # that training has waited
+    write_seconds: float  # until the slowest rank had its files on disk
+    notice: str = ""  # what has gone wrong with older checkpoints
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stage:
+    """What stays as it is while one optimizer trains."""
+
+    optimizer: MegatronOptimizer
+    layout: OptimizerLayout
+    planner: Planner
+    gathered_bytes: int  # on the rank with most
+    device: torch.device
+
+
+@dataclass(kw_only=True)
+class _Pending:
+    """A checkpoint on its way, the state that it is of, and how long training has waited for it."""
+
+    saving: Saving
+    state: RunState
+    stage: _Stage
+    stall_seconds: float
 
 
 class CheckpointStore:
     """The checkpoints of one run directory. Its methods are collective over the world.
 
-    Each gets the `description` of the weights and the tokenizer files beside `tokenizer`.
+    Each gets the `description` of the weights and the tokenizer files beside `tokenizer`. `on_saved` is called on every
+    rank when one is whole on disk; its numbers are right on rank 0.
     """
 
-    def __init__(self, folder: Path, keep: int, description: Description, tokenizer: Path) -> None:
-        self.folder, self.keep = folder, keep
+    def __init__(
+        self,
+        folder: Path,
+        values: CheckpointConfig,
+        description: Description,
+        tokenizer: Path,
+        on_saved: Callable[[Saved], None],
+    ) -> None:
+        self.folder, self.values = folder, values
         self.description, self.tokenizer = description, tokenizer
+        self._on_saved = on_saved
+        self._stage: _Stage | None = None
+        self._pending: _Pending | None = None
 
-    def save(self, state: RunState, chunks: list[Any], optimizer: MegatronOptimizer, groups: Groups) -> Path:
-        """Write a checkpoint and drop the oldest beyond `keep`."""
+    def save(self, state: RunState, chunks: list[Any], optimizer: MegatronOptimizer, groups: Groups) -> None:
+        """Begin a checkpoint, once the one before is whole; if not asynchronous, finish it too.
+
+        Raises:
+            PassingError: the disk has no room, or writing has failed, for this one or the one before; on all ranks.
+        """
+        self._finish()
+        began = time.perf_counter()
+        stage = self._settle(chunks, optimizer, groups)
+        tensors = sharded_state(chunks, optimizer, groups, stage.layout.sharding)
         path = self.folder / f"{state.stage}-{state.step:08d}"
-        aside = path.with_suffix(ASIDE)
-        if dist.get_rank() == 0:
-            shutil.rmtree(aside, ignore_errors=True)  # left by a killed run
-            aside.mkdir(parents=True)
-        dist.barrier()
-        dist_checkpointing.save(
-            _sharded_state(chunks, optimizer, groups),
-            str(aside),
-            get_default_save_sharded_strategy("torch_dist", 1),
+        self._make_room(path, bytes_of(tensors))
+        job = stage.planner.plan(aside_of(path), tensors, copy=self.values.asynchronous)
+        saving = Saving(
+            path=path,
+            job=job,
+            finish=Finish(
+                companions=partial(self._write_companions, state, stage.layout),
+                clear=partial(drop_superseded, self.folder, self.values.keep, self.values.keep_every),
+            ),
+            host_bytes=job.host_bytes + stage.gathered_bytes,
+            low_priority=self.values.asynchronous,
         )
-        if dist.get_rank() == 0:
-            write_description(aside, self.description, self.tokenizer.parent)
-            _write_synced(aside / STATE_FILE, json.dumps(asdict(state)))
-            if path.exists():
-                shutil.rmtree(path)
-            aside.rename(path)
-            _sync_folder(self.folder)
-            self._drop_old()
-        dist.barrier()
-        return path
+        self._pending = _Pending(
+            saving=saving, state=state, stage=stage, stall_seconds=time.perf_counter() - began
+        )
+        if not self.values.asynchronous:
+            self._finish()
 
-    def _drop_old(self) -> None:
-        whole = sorted(whole_checkpoints(self.folder), key=lambda path: read_state(path).global_step)
-        for path in whole[: -self.keep]:
-            shutil.rmtree(path)
+    def advance(self) -> None:
+        """To be called after every step: goes on with a checkpoint as soon as no rank would wait for another's files.
 
+        Raises PassingError as `save` does.
+        """
+        if self._pending is None:
+            return
+        began = time.perf_counter()
+        busy = torch.tensor(float(self._pending.saving.is_busy()), device=self._pending.stage.device)
+        dist.all_reduce(busy)
+        self._pending.stall_seconds += time.perf_counter() - began
+        if not busy.item():
+            self._go_on(self._pending)
 
-def load_training_state(path: Path, chunks: list[Any], optimizer: MegatronOptimizer, groups: Groups) -> None:
-    """Load weights, optimizer and random states into this rank's wrapped chunks, at any parallel size. Collective.
+    def close_stage(self) -> None:
+        """Wait until what was saved is whole on disk, and let go of the stage's optimizer. Raises as `save` does."""
+        self._finish()
+        self._stage = None
 
-    Random states belong to ranks: where a checkpoint has none for these parallel sizes, they stay as they are.
+    def _finish(self) -> None:
+        while self._pending is not None:
+            self._go_on(self._pending)
 
-    Raises:
-        UserError: the checkpoint lacks something that this model trains with, or holds something else.
-    """
-    wanted = _sharded_state(chunks, optimizer, groups, is_loading=True)
-    stored = set(load_sharded_metadata(str(path)))
-    if wanted[RANDOM].unique_key not in stored:
-        del wanted[RANDOM]
-    _check_keys(path, stored, wanted)
-    loaded = dist_checkpointing.load(wanted, str(path), strict=StrictHandling.ASSUME_OK_UNEXPECTED)
-    _load_chunks(loaded, _modules(chunks))
-    optimizer.load_state_dict(loaded["optimizer"])
-    if RANDOM in loaded:
-        random_states = loaded[RANDOM][0]
-        torch.set_rng_state(random_states["torch"])
-        tensor_parallel.get_cuda_rng_tracker().set_states(random_states["tracker"])
+    def _go_on(self, pending: _Pending) -> None:
+        began = time.perf_counter()
+        self._pending = None  # for good, if it fails
+        is_whole = pending.saving.go_on()
+        pending.stall_seconds += time.perf_counter() - began
+        if is_whole:
+            self._on_saved(self._told(pending))
+        else:
+            self._pending = pending
 
-
-def load_weights(path: Path, chunks: list[Any], model: ModelConfig) -> None:
-    """Load model weights alone into chunks not wrapped yet, at any parallel size. Collective.
-
-    Raises:
-        UserError: `path` is no checkpoint, or its weights are not those of `model`.
-    """
-    check_same_weights(path, read_description(path).model, model)
-    wanted = _sharded_weights(chunks)
-    try:
-        loaded = dist_checkpointing.load(wanted, str(path), strict=StrictHandling.RAISE_UNEXPECTED)
-    except dist_checkpointing.core.CheckpointingException as error:
-        raise UserError(f"{path} does not hold this model's weights: {error}") from error
-    _load_chunks(loaded, chunks)
-
-
-def _sharded_state(
-    chunks: list[Any], optimizer: MegatronOptimizer, groups: Groups, is_loading: bool = False
-) -> dict[str, Any]:
-    """Names to megatron-core's sharded values."""
-    state = _sharded_weights(_modules(chunks))
-    state["optimizer"] = optimizer.sharded_state_dict(state, is_loading=is_loading, metadata=SHARDING)
-    state[RANDOM] = _random_states(groups)
-    return state
-
-
-def _random_states(groups: Groups) -> ShardedObject:
-    values = {
-        "torch": torch.get_rng_state(),
-        "tracker": tensor_parallel.get_cuda_rng_tracker().get_states(),
-    }
-    sizes = (groups.topology.pipeline_size, groups.topology.tensor_size)
-    place = (groups.pipeline_rank, groups.tensor_rank)
-    return ShardedObject(RANDOM, [values], sizes, place, replica_id=groups.data_rank)
-
-
-def _modules(chunks: list[Any]) -> list[Any]:
-    return [chunk.module for chunk in chunks]
-
-
-def _sharded_weights(modules: list[Any]) -> dict[str, Any]:
-    return {
-        f"chunk{index}": {
-            name: value
-            for name, value in module.sharded_state_dict().items()
-            if not name.endswith(EXTRA_STATE)
-        }
-        for index, module in enumerate(modules)
-    }
-
-
-def _load_chunks(loaded: dict[str, Any], modules: list[Any]) -> None:
-    for index, module in enumerate(modules):
-        missing, unexpected = module.load_state_dict(loaded[f"chunk{index}"], strict=False)
-        missing = [name for name in missing if not name.endswith(EXTRA_STATE)]
-        if missing or unexpected:
-            raise RuntimeError(f"weights left out: {missing}; unknown weights: {unexpected}")
-
-
-def _check_keys(path: Path, stored: set[str], wanted: dict[str, Any]) -> None:
-    """Before anything is read: megatron-core's own check cannot let other sizes' random states be. Collective."""
-    mine = {
-        value.unique_key if isinstance(value, ShardedObject) else value.key
-        for value in nested_values(wanted)
-        if isinstance(value, ShardedTensor | ShardedTensorFactory | ShardedObject)
-    }
-    by_rank: list[set[str]] = [set()] * dist.get_world_size()
-    dist.all_gather_object(by_rank, mine)
-    requested = set().union(*by_rank)
-    unread = {key for key in stored if not key.startswith(RANDOM) and not key.endswith(EXTRA_STATE)}
-    absent, left_over = requested - stored, unread - requested
-    if absent or left_over:
-        raise UserError(
-            f"{path} is of other training: it lacks {_listed(absent)}; it has, and this run has not, "
-            f"{_listed(left_over)}"
+    def _told(self, pending: _Pending) -> Saved:
+        state, saving = pending.state, pending.saving
+        return Saved(
+            stage=state.stage,
+            step=state.step,
+            global_step=state.global_step,
+            name=saving.path.name,
+            optimizer_sharding=pending.stage.layout.sharding,
+            asynchronous=self.values.asynchronous,
+            num_bytes=saving.costs.num_bytes,
+            host_bytes=saving.costs.host_bytes,
+            stall_seconds=pending.stall_seconds,
+            write_seconds=saving.costs.write_seconds,
+            notice=saving.notice,
         )
 
+    def _settle(self, chunks: list[Any], optimizer: MegatronOptimizer, groups: Groups) -> _Stage:
+        """What a stage's first checkpoint decides for all of them."""
+        if self._stage is not None and self._stage.optimizer is optimizer:
+            return self._stage
+        by_rank: list[tuple[int, bool]] = [(0, False)] * dist.get_world_size()
+        dist.all_gather_object(by_rank, (num_trained(chunks), has_bare_bucket(optimizer)))
+        most = max(number for number, _ in by_rank)
+        bare = [rank for rank, (_, is_bare) in enumerate(by_rank) if is_bare]
+        sharding = choose_sharding(self.values.optimizer_sharding, most, bare)
+        self._stage = _Stage(
+            optimizer=optimizer,
+            layout=layout_here(sharding, chunks, optimizer, groups),
+            planner=Planner(groups),
+            gathered_bytes=most * STATE_BYTES if sharding == FULLY_RESHARDABLE else 0,
+            device=groups.device,
+        )
+        return self._stage
 
-def _listed(keys: set[str]) -> str:
-    return (
-        ", ".join(sorted(keys)[:10]) + (f" and {len(keys) - 10} more" if len(keys) > 10 else "") or "nothing"
-    )
+    def _make_room(self, path: Path, num_bytes: int) -> None:
+        """An empty folder to write `path` in, on a disk with room for what all ranks will write (`num_bytes` here)."""
+        by_rank = [0] * dist.get_world_size()
+        dist.all_gather_object(by_rank, num_bytes)
+        told = [""]
+        if dist.get_rank() == 0:
+            told = [_prepare(path, sum(by_rank))]
+        dist.broadcast_object_list(told)
+        if told[0]:
+            raise PassingError(told[0])
+
+    def _write_companions(self, state: RunState, layout: OptimizerLayout, aside: Path) -> None:
+        write_description(aside, self.description, self.tokenizer.parent)
+        layout.write(aside)
+        (aside / STATE_FILE).write_text(json.dumps(asdict(state)), encoding="utf-8")
 
 
-def _write_synced(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _prepare(path: Path, num_bytes: int) -> str:
+    """Why `path` cannot be written; nothing, if it can."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        clear_leftovers(path.parent)
+        if num_bytes > shutil.disk_usage(path.parent).free:
+            return refusal(path, f"it needs {num_bytes / 1e9:.2f} GB")
+        aside_of(path).mkdir()
+    except OSError as error:
+        return refusal(path, str(error))
+    return ""

@@ -4,19 +4,27 @@ The files are those of torch's distributed checkpoints, as megatron-core writes 
 loads them at any parallel size.
 """
 
+import io
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
+from megatron.core.dist_checkpointing.strategies.cached_metadata_filesystem_reader import (
+    CachedMetadataFileSystemReader,
+)
+from megatron.core.dist_checkpointing.strategies.checkpointable import CheckpointableShardedTensor
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import ReadItem
 
 from megatron_vl.config.errors import UserError
 
@@ -90,6 +98,55 @@ def read_tensors(folder: Path) -> dict[str, Entry]:
         for name, stored in metadata.state_dict_metadata.items()
         if isinstance(stored, TensorStorageMetadata)
     }
+
+
+class Slices:
+    """Stretches of a checkpoint's flat tensors, each read when it is asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._reader = CachedMetadataFileSystemReader(folder)
+
+    def read(self, name: str, start: int, num_elements: int) -> Tensor:
+        """`num_elements` of the flat tensor `name`, from `start`."""
+        stored = self._reader.read_metadata().state_dict_metadata[name]
+        values = torch.empty(num_elements, dtype=stored.properties.dtype)
+        wanted = ShardedTensor(
+            name,
+            values,
+            values.dtype,
+            (num_elements,),
+            tuple(stored.size),
+            (start,),
+            axis_fragmentations=None,
+        )
+        planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+        with _alone():
+            dcp.load(
+                {name: CheckpointableShardedTensor.from_sh_ten(wanted)},
+                storage_reader=self._reader,
+                planner=planner,
+                no_dist=True,
+            )
+        return values
+
+
+def read_object(folder: Path, name: str) -> Any:
+    """What is no tensor, of plain values; nothing else is unpickled."""
+    planner = _BytesPlanner()
+    with _alone():
+        dcp.load(
+            {name: io.BytesIO()}, storage_reader=dcp.FileSystemReader(folder), planner=planner, no_dist=True
+        )
+    return torch.load(planner.found, weights_only=True)
+
+
+class _BytesPlanner(DefaultLoadPlanner):
+    """Hands over what was stored as it is, where torch's planner would unpickle it."""
+
+    found: io.BytesIO
+
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        self.found = value
 
 
 @contextmanager

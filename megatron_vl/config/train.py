@@ -9,6 +9,7 @@ from megatron_vl.config.faults import FaultsConfig
 PARTS = ("siglip", "sam", "sam_downsample", "adaptor", "embedding", "decoder", "head")
 SCHEDULES = ("cosine", "multi_step", "constant")
 PRECISIONS = ("fp32", "bf16")
+OPTIMIZER_SHARDINGS = ("auto", "fully_reshardable", "dp_reshardable")
 TRACKING_MODES = ("disabled", "offline", "online")
 
 
@@ -74,8 +75,15 @@ class TrainConfig:
 
 @dataclass(kw_only=True)
 class CheckpointConfig:
+    """`optimizer_sharding`: fully_reshardable resumes at any parallel sizes, and gathers the optimizer's fp32 state over
+    data-parallel ranks; dp_reshardable gathers nothing, and other tensor or pipeline sizes take launch.convert
+    direction=reshard; auto takes the latter for large models (docs/checkpoints.md)."""
+
     every: int = 1000  # steps; the end of a stage is always saved
-    keep: int = 2
+    asynchronous: bool = True  # training goes on while a checkpoint is written
+    keep: int = 2  # the newest ones
+    keep_every: int | None = None  # steps: checkpoints at their multiples stay forever
+    optimizer_sharding: str = "auto"  # of OPTIMIZER_SHARDINGS
     initial: str | None = None  # a checkpoint whose model weights the first stage starts from
     random: bool = True  # where `initial` is null, weights may be drawn at random; false refuses that
 

@@ -92,6 +92,7 @@ def train_stage(stage: Stage, run: Run) -> str:
         loaded = next(stage.loader)
         stop_requested = not _is_given_up(stage, run, loaded) and _train_and_record(stage, run, loaded)
         run.collector.collect_if_due(step)
+        run.store.advance()
         if len(health.skipped) >= faults.skipped_in_a_row:
             return ROLLED_BACK
         ends = step == num_steps

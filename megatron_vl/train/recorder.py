@@ -10,6 +10,7 @@ from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Self
 
+from megatron_vl.checkpoint.store import Saved
 from megatron_vl.config.train import TrackingConfig
 from megatron_vl.train.metrics import BenchmarkScore, HeldoutLoss, ImageUse, JsonLines, StepMetrics
 from megatron_vl.train.progress import TrainingProgress
@@ -35,7 +36,15 @@ class Recorder:
         self._metrics, self._heldout = JsonLines(run.metrics), JsonLines(run.heldout)
         self._image_use, self._timeline = JsonLines(run.image_use), JsonLines(run.timeline)
         self._benchmarks, self._faults = JsonLines(run.benchmarks), JsonLines(run.faults)
-        self._files = (self._metrics, self._heldout, self._image_use, self._timeline, self._benchmarks)
+        self._checkpoints = JsonLines(run.checkpoint_costs)
+        self._files = (
+            self._metrics,
+            self._heldout,
+            self._image_use,
+            self._timeline,
+            self._benchmarks,
+            self._checkpoints,
+        )
         self._progress = TrainingProgress(stages, enabled=enabled and tracking.progress)
         self._tracking, self._config = tracking, config
         self._tracker: Tracker | None = None
@@ -96,6 +105,13 @@ class Recorder:
             self._faults.append({"time": time.time(), **row})
             self._faults.sync()
             self.say(", ".join(f"{name} {value}" for name, value in row.items()))
+
+    def saved(self, row: Saved) -> None:
+        """A checkpoint is whole on disk."""
+        if self.enabled:
+            self._checkpoints.append(row)
+            if row.notice:
+                self.say(row.notice)
 
     def sync(self) -> None:
         """Bring all rows to disk: a checkpoint that relies on them follows."""

@@ -62,14 +62,21 @@ def fingerprint(config: PretrainConfig) -> dict[str, Any]:
 
 
 def find_start(config: PretrainConfig, run: RunDirectory) -> tuple[Path, RunState] | None:
-    """The newest checkpoint of the run directory, if there is one.
+    """The newest checkpoint of the run directory whose files are all there, if there is one.
+
+    Raises:
+        UserError: all are damaged, or the newest was made with other values than the configuration's.
+    """
+    path = newest_checkpoint(run.checkpoints)
+    return None if path is None else (path, state_of_this_run(config, run, path))
+
+
+def state_of_this_run(config: PretrainConfig, run: RunDirectory, path: Path) -> RunState:
+    """The state of a checkpoint in the run directory.
 
     Raises:
         UserError: it was made with other values than the configuration's, each of which is named.
     """
-    path = newest_checkpoint(run.checkpoints)
-    if path is None:
-        return None
     state = read_state(path)
     current = fingerprint(config)
     restarts = config.data.on_change == "restart_sources"
@@ -83,7 +90,7 @@ def find_start(config: PretrainConfig, run: RunDirectory) -> tuple[Path, RunStat
             f"run.dir={run.path} holds a run with other values: {'; '.join(changes)}. Give the old values to resume "
             "it, or another run.dir to start anew"
         )
-    return path, state
+    return state
 
 
 def describe(config: PretrainConfig, image_token_id: int) -> Description:

@@ -54,6 +54,7 @@ class RunDirectory:
         self.image_use = self.path / "image_use.jsonl"
         self.benchmarks = self.path / "benchmarks.jsonl"
         self.timeline = self.path / "timeline.jsonl"
+        self.checkpoint_costs = self.path / "checkpoints.jsonl"
         self.faults = self.path / "faults.jsonl"
         self.samples = self.path / "samples.json"
         self.report = self.path / "report.html"

@@ -68,6 +68,7 @@ def _run_stage(settings: StageSettings, sources: Sources, run: Run, standing: St
     with ExitStack() as exits:
         stage = open_stage(run.config, settings, sources, run.device, start, exits)
         outcome = train_stage(stage, run)
+        run.store.close_stage()
     return outcome, stage.health
 
 

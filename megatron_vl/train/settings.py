@@ -9,7 +9,14 @@ from megatron_vl.config.faults import check_faults
 from megatron_vl.config.model_check import check_model
 from megatron_vl.config.parallel import RECOMPUTE, VISION_PLACEMENTS, ParallelConfig
 from megatron_vl.config.root import STAGE_NAMES, PretrainConfig
-from megatron_vl.config.train import PARTS, PRECISIONS, SCHEDULES, TRACKING_MODES, StageConfig
+from megatron_vl.config.train import (
+    OPTIMIZER_SHARDINGS,
+    PARTS,
+    PRECISIONS,
+    SCHEDULES,
+    TRACKING_MODES,
+    StageConfig,
+)
 from megatron_vl.planning.layout import grid_of
 from megatron_vl.planning.topology import Topology, check_batch_sizes
 from megatron_vl.train.division import stage_layout
@@ -112,11 +119,13 @@ def check_choices(config: PretrainConfig) -> None:
     one_of("tracking.wandb", config.tracking.wandb, TRACKING_MODES)
     one_of("data.on_bad_sample", config.data.on_bad_sample, ON_BAD_SAMPLE)
     one_of("data.on_change", config.data.on_change, ON_CHANGE)
+    one_of("checkpoint.optimizer_sharding", config.checkpoint.optimizer_sharding, OPTIMIZER_SHARDINGS)
     check_faults(config.train.faults)
     for field, value in (
         ("train.stop_at", config.train.stop_at),
         ("checkpoint.every", config.checkpoint.every),
         ("checkpoint.keep", config.checkpoint.keep),
+        ("checkpoint.keep_every", config.checkpoint.keep_every),
         ("run.num_processes", config.run.num_processes),
         ("data.lanes", config.data.lanes),
     ):

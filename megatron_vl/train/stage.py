@@ -8,7 +8,7 @@ from typing import Any
 import torch.distributed as dist
 
 from megatron_vl.checkpoint.state import RunState
-from megatron_vl.checkpoint.store import load_training_state, load_weights
+from megatron_vl.checkpoint.loading import load_training_state, load_weights
 from megatron_vl.config.root import PretrainConfig
 from megatron_vl.data.loader import Loader, Role
 from megatron_vl.data.plan_state import PlanState, merge_states

@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 
 from megatron_vl.checkpoint.description import Description
+from megatron_vl.checkpoint.loading import load_training_state
 from megatron_vl.checkpoint.state import RunState
-from megatron_vl.checkpoint.store import CheckpointStore, load_training_state
+from megatron_vl.checkpoint.store import CheckpointStore
 from megatron_vl.config.errors import UserError
 from megatron_vl.config.parallel import ParallelConfig
-from megatron_vl.config.train import PARTS
+from megatron_vl.config.train import PARTS, CheckpointConfig
 from megatron_vl.parallel.gradients import parameters_at_rest
 from megatron_vl.train.step import Vote, train_step
 from tests.support.ranks import run_ranks
@@ -28,10 +29,15 @@ def save(folder: Path, of: Case) -> None:
     optimizer.set_learning_rate(1e-3)
     train_step(chunks, optimizer, batch(of, 1, groups), groups, 1.0, Vote())
     store = CheckpointStore(
-        folder, 1, Description(model=tiny_model(), image_token_id=5, tokens=None), folder / "none"
+        folder,
+        CheckpointConfig(),
+        Description(model=tiny_model(), image_token_id=5, tokens=None),
+        folder / "none",
+        print,
     )
     with parameters_at_rest(chunks):
         store.save(STATE, chunks, optimizer.inner, groups)
+    store.close_stage()
 
 
 def load(folder: Path, into: Case) -> None:

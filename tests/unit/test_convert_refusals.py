@@ -230,7 +230,7 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_a_killed_conversion_is_cleared_away(source: Path, tmp_path: Path) -> None:
-    left = tmp_path / f".checkpoint{aside.ASIDE}"
+    left = aside.aside_of(tmp_path / "checkpoint")
     left.mkdir()
     (left / "half").write_text("half")
     import_model(source, tmp_path / "checkpoint")

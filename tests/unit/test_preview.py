@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from data_tools.command import CONFIG_FOLDER
 from launch.preview import preview
+from megatron_vl.checkpoint.manifest import seal
 from megatron_vl.checkpoint.state import STATE_FILE, RunState
 from megatron_vl.config.data import SourceConfig
 from megatron_vl.config.errors import UserError
@@ -119,6 +120,7 @@ def save(config: PretrainConfig, state: PlanState, name: str, stage: str = "join
         fingerprint={},
     )
     (folder / STATE_FILE).write_text(json.dumps(asdict(run_state)))
+    seal(folder, {})
 
 
 @pytest.mark.parametrize(

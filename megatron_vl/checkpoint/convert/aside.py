@@ -8,7 +8,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from megatron_vl.checkpoint.state import ASIDE
+from megatron_vl.checkpoint.folder import aside_of
+from megatron_vl.checkpoint.manifest import sync
 from megatron_vl.config.errors import UserError
 
 
@@ -22,7 +23,7 @@ def whole_folder(target: Path, num_bytes: int) -> Iterator[Path]:
     """
     if os.path.lexists(target):  # a link to nothing is in the way too
         raise UserError(f"output={target} exists; name a folder that does not")
-    aside = target.with_name(f".{target.name}{ASIDE}")
+    aside = aside_of(target)
     try:
         shutil.rmtree(aside, ignore_errors=True)  # left by a killed conversion
         aside.mkdir(parents=True)
@@ -32,8 +33,10 @@ def whole_folder(target: Path, num_bytes: int) -> Iterator[Path]:
                 f"output={target} needs {_gigabytes(num_bytes)}, its disk has {_gigabytes(free)} free"
             )
         yield aside
-        _sync(aside)
+        for path in [*aside.rglob("*"), aside]:
+            sync(path)
         aside.rename(target)
+        sync(target.parent)
     except (OSError, RuntimeError, SafetensorError) as error:
         if not _is_of_writing(error):
             raise
@@ -52,12 +55,3 @@ def _is_of_writing(error: Exception) -> bool:
 
 def _gigabytes(num_bytes: int) -> str:
     return f"{num_bytes / 1e9:.2f} GB"
-
-
-def _sync(folder: Path) -> None:
-    for path in [*folder.rglob("*"), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -24,6 +24,7 @@ from megatron_vl.checkpoint.convert.source_config import IMAGE_TOKEN_ID, read_so
 from megatron_vl.checkpoint.convert.tokenizer_files import SourceTokens, add_image_token, read_source_tokens
 from megatron_vl.checkpoint.convert.weight_files import WeightFiles
 from megatron_vl.checkpoint.description import Description, write_description
+from megatron_vl.checkpoint.manifest import seal
 from megatron_vl.checkpoint.streaming import Entry, write_tensors
 from megatron_vl.config.errors import UserError
 from megatron_vl.config.model import ModelConfig
@@ -128,6 +129,7 @@ def _write(
             write_tensors(aside, watched)
         write_description(aside, description, folder)
         add_image_token(aside, tokens)
+        seal(aside, {})
     return Imported(
         model=model,
         num_parameters=sum(entry.shape.numel() for entry in entries.values()),

@@ -1,0 +1,94 @@
+"""A run outlives damaged checkpoints and full disks: it goes on from the newest good one, and loses none."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from megatron_vl.checkpoint.manifest import damage
+from megatron_vl.checkpoint.state import whole_checkpoints
+from tests.support.runs import command, environment, finish, losses
+
+STEPS = [
+    "stages=[adaptor]",
+    "train.steps=8",
+    "heldout.max_samples=0",
+    "checkpoint.every=2",
+    "run.num_processes=2",
+]
+
+
+@pytest.fixture(scope="module")
+def whole(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight steps without a fault. Not to be changed."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    overrides = [*STEPS, "checkpoint.keep=2", "checkpoint.keep_every=4"]
+    status, output = finish(command(data_root, folder, *overrides))
+    assert status == 0, output
+    return folder
+
+
+def test_what_stays_and_what_it_cost(whole: Path) -> None:
+    names = ["adaptor-00000004", "adaptor-00000006", "adaptor-00000008"]
+    assert sorted(path.name for path in (whole / "checkpoints").iterdir()) == names
+    rows = [json.loads(line) for line in (whole / "checkpoints.jsonl").read_text().splitlines()]
+    assert [row["global_step"] for row in rows] == [2, 4, 6, 8]
+    assert all(row["asynchronous"] and row["optimizer_sharding"] == "fully_reshardable" for row in rows)
+    assert all(row["num_bytes"] > 1e6 and row["host_bytes"] > 1e6 for row in rows)
+    assert all(row["stall_seconds"] > 0 for row in rows)
+
+
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("harm", [flip_a_byte, Path.unlink])
+def test_a_damaged_one_is_named_and_passed_over(
+    harm: object, data_root: Path, whole: Path, tmp_path: Path
+) -> None:
+    """From the one before, to the same losses; every step stands once in the metrics."""
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    harm(folder / "checkpoints" / "adaptor-00000008" / "__1_0.distcp")  # type: ignore[operator]
+    flip_a_byte(folder / "checkpoints" / "adaptor-00000006" / "__0_0.distcp")
+    arguments = command(data_root, folder, *STEPS, "train.stop_at=8")
+    if harm is flip_a_byte:  # all files have their sizes, so the launcher takes the run for complete
+        shutil.rmtree(folder / "checkpoints" / "adaptor-00000008")
+    status, output = finish(arguments)
+    assert status == 0, output
+    assert "checkpoint adaptor-00000006 is damaged, and passed over: the content of __0_0.distcp" in output
+    assert "resuming after step 4" in output
+    assert losses(folder) == losses(whole)
+    assert (folder / "checkpoints" / "adaptor-00000006.damaged").is_dir()
+
+
+def test_a_full_disk_is_told_and_costs_nothing(data_root: Path, tmp_path: Path) -> None:
+    """A file system of its own, with room for one checkpoint and a half."""
+    folder = tmp_path / "run"
+    checkpoints = folder / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    run = " ".join(
+        f"'{word}'" if "'" not in word else f'"{word}"' for word in command(data_root, folder, *STEPS)
+    )
+    script = (
+        f"mount -t tmpfs -o size=40m tmpfs {checkpoints} && {{ {run}; echo $? > {tmp_path}/status; "
+        f"cp -r {checkpoints} {tmp_path}/left; }}"
+    )
+    done = subprocess.run(
+        ["unshare", "--map-root-user", "--mount", "sh", "-c", script],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    if not (tmp_path / "status").exists():
+        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+    print(done.stdout, done.stderr)
+    assert (tmp_path / "status").read_text() == "1\n"
+    (kept,) = whole_checkpoints(tmp_path / "left")
+    assert damage(kept) is None
