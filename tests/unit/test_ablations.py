@@ -32,7 +32,7 @@ VALUES = {
 TEXT_SHARE = {"modality_grouping": 0.4, "modality_warmup": 0.4}  # "Multimodal:Language=60%:40%"
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def configuration() -> Iterator[None]:
     register_schemas()
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
