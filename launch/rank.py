@@ -1,7 +1,9 @@
 """One rank of a training run: join the others, open what the run needs, train."""
 
+import time
 import warnings
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from launch.measure import MeasureBenchmarks, MeasureHeldout
@@ -14,7 +16,9 @@ from megatron_vl.device.processes import RankEnvironment
 from megatron_vl.evaluate.suite import check_items, load_suite
 from megatron_vl.evaluate.suite_check import check_suite
 from megatron_vl.train.environment import current_commit, environment_versions
+from megatron_vl.train.heartbeat import Heartbeat
 from megatron_vl.train.loop import Evaluation, Run
+from megatron_vl.train.metrics import JsonLines
 from megatron_vl.train.recorder import Recorder
 from megatron_vl.train.resume import describe, fingerprint
 from megatron_vl.train.run_dir import RunDirectory
@@ -43,6 +47,7 @@ def run_rank(
         StopRequest() as stop,
         Collector(config.train.faults.collect_garbage_every) as collector,
         Recorder(directory, names, config.tracking, asdict(config), enabled=writes) as recorder,
+        Heartbeat(environment, config.run.hang_seconds, partial(_log_hang, directory)),
     ):
         run = Run(
             config=config,
@@ -66,6 +71,13 @@ def run_rank(
         recorder.say(f"{outcome}: {directory.report}")
     destroy_distributed()
     return 0
+
+
+def _log_hang(directory: RunDirectory, verdict: str) -> None:
+    """The process ends after it."""
+    log = JsonLines(directory.faults)
+    log.append({"time": time.time(), "kind": "hang", "verdict": verdict})
+    log.sync()
 
 
 def _evaluations(

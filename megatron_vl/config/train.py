@@ -105,7 +105,7 @@ class RunConfig:
     num_processes: int | None = None
     threads_per_process: int | None = None  # CPU threads of each rank; null shares the cores
     timeout_seconds: int = 600  # of a collective
-    hang_seconds: int = 300  # without a sign of life, or of progress, from some rank; 0: nobody watches
+    hang_seconds: float = 300.0  # without a sign of life, or of progress, from some rank; 0: nobody watches
     max_restarts: int = 3  # of a SLURM job in a row that bring no newer checkpoint
 
 

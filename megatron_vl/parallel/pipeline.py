@@ -12,6 +12,7 @@ from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
 from megatron_vl.data.microbatch import Microbatch
+from megatron_vl.device.trail import TRAIL
 from megatron_vl.parallel.groups import Groups
 from megatron_vl.parallel.vision import vision_input
 from megatron_vl.planning.schedule import smallest_group
@@ -143,6 +144,7 @@ def run_chain(
     ranks = dist.get_process_group_ranks(pipeline)
     before, after = ranks[groups.pipeline_rank - 1], ranks[(groups.pipeline_rank + 1) % len(ranks)]
     made: Tensor | None = None
+    TRAIL.at("generation")
     for index, chunk in enumerate(chunks):
         received = None
         if index > 0 or not groups.is_first_stage:

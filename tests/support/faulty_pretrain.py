@@ -5,7 +5,9 @@ FAULT in the environment says what, as JSON: {"kind": …, "rank": …, "steps":
 
 import json
 import os
+import signal
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -52,6 +54,18 @@ def loss(told: dict[str, Any]) -> None:
         return result
 
     step.run_microbatches = run_faulty
+
+
+@fault
+def stuck(told: dict[str, Any]) -> None:
+    """A rank stands still before its step, and lives."""
+    before_step(lambda stage: time.sleep(1000) if is_due(told) else None)
+
+
+@fault
+def stopped(told: dict[str, Any]) -> None:
+    """A rank is stopped before its step, as by SIGSTOP from outside."""
+    before_step(lambda stage: os.kill(os.getpid(), signal.SIGSTOP) if is_due(told) else None)
 
 
 def main() -> None:
