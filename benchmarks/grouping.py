@@ -136,7 +136,7 @@ def on_two_ranks(case: Case) -> tuple[list[Sequence[str | float]], list[Goal]]:
         splits = split_of(steps.setting.layout)
         weight = images_weight(steps, splits)
         foreseen = {way: simulated(steps, splits, plan) for way, plan in plans(case, weight).items()}
-    by_rank = run_ranks(2, measure, case, weight, timeout_seconds=280)
+    by_rank = run_ranks(2, measure, case, weight, timeout_seconds=500)
     taken = {way: [_slowest(by_rank, way, number) for number in range(ROUNDS)] for way in case.ways}
     rows: list[Sequence[str | float]] = []
     goals = []
