@@ -14,8 +14,8 @@ unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile -c constraints.txt
 ENVIRONMENT := .venv/.complete
 RUN := runs/quickstart
-BENCHMARKS := attention_cpu grouping growth image_path index_memory llava_peer loaders matmul_limit overhead packing \
-	placement prediction read_amplification sam seven_b split
+BENCHMARKS := attention_cpu checkpoint grouping growth image_path index_memory llava_peer loaders matmul_limit \
+	overhead packing placement prediction read_amplification sam seven_b split
 GOAL := $(firstword $(MAKECMDGOALS))
 
 DISK_GB := 3
@@ -25,7 +25,7 @@ MEMORY_GB := 4
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help environment data quickstart test test-long check bench clean
+.PHONY: help environment data quickstart test test-long test-gpu check bench clean
 
 help:  ## this list
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ { printf "  make %-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,17 +53,24 @@ quickstart: data  ## environment, data, then the tiny model through all three st
 
 test: $(ENVIRONMENT)  ## the tests, within 12 minutes on 2 cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist worksteal \
-		-m "not slow and not soak and not slurm and not gpu" $(PYTEST_ARGS)
+		-m "not slow and not soak and not slurm" $(PYTEST_ARGS)
 
 test-long: $(ENVIRONMENT)  ## the slow tests and the soak tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "(slow or soak) and not slurm and not gpu" $(PYTEST_ARGS)
+
+test-gpu: $(ENVIRONMENT)  ## what needs one GPU or two; elsewhere skipped, and counted as skipped
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m gpu -rs $(PYTEST_ARGS) tests/gpu
+
+test-slurm: $(ENVIRONMENT)  ## the scripts of slurm/ on a SLURM of two nodes; as root, installs it from Debian's packages
+	tools/install_slurm.sh
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slurm tests/slurm $(PYTEST_ARGS)
 
 check: $(ENVIRONMENT)  ## lint, format, types, import contracts, shell and Docker lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/shellcheck .ci/run $(shell find slurm -name '*.sh')
+	$(BIN)/shellcheck .ci/run $(shell find slurm tools -name '*.sh')
 	$(BIN)/hadolint Dockerfile
 
 bench: $(ENVIRONMENT)  ## the benchmarks, each against a peer or a limit
