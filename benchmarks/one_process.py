@@ -10,7 +10,7 @@ from torch import Tensor
 from megatron_vl.config.model import ModelConfig
 from megatron_vl.config.root import PretrainConfig
 from megatron_vl.config.train import StageConfig, TrainConfig
-from megatron_vl.data.batch import PADDING
+from megatron_vl.data.batch import PADDING as NO_UNIT
 from megatron_vl.data.microbatch import Microbatch
 from megatron_vl.device.machine import Device
 from megatron_vl.parallel.groups import Groups, build_groups
@@ -39,7 +39,7 @@ class Row:
             max_seqlen=num_tokens,
             num_images=len(self.images_NCHW),
             units=(),
-            segment_units=(PADDING,),
+            segment_units=(NO_UNIT,),
             tokens_1S=self.tokens[None],
             images_NCHW=self.images_NCHW,
             labels_1S=self.labels.clamp(min=0)[None],
