@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from megatron_vl.config.parallel import ParallelConfig, RecomputeConfig
+from megatron_vl.data.batch import PADDING
 from megatron_vl.data.microbatch import Microbatch
 from megatron_vl.measure.memory_count import HeldMemory, LiveStorages, held_memory
 from megatron_vl.model import relative_attention, vocabulary_loss
@@ -124,7 +125,7 @@ def microbatches(case: Case, groups: Groups) -> list[Microbatch]:
         max_seqlen=NUM_TOKENS,
         num_images=case.most_images,
         units=(),
-        segment_units=(),
+        segment_units=(PADDING,),
         tokens_1S=tokens,
         images_NCHW=images,
         labels_1S=tokens,
