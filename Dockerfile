@@ -1,37 +1,58 @@
 # syntax=docker/dockerfile:1
-# GPU (default): NVIDIA's PyTorch image, which brings torch, TransformerEngine, flash-attn and apex of its own.
+# GPU (the default target), on NVIDIA's PyTorch image, whose torch, TransformerEngine, flash-attn and apex stay:
 #   docker build -t megatron-vl .
-# CPU:
-#   docker build -t megatron-vl:cpu --build-arg BASE=python:3.11-slim \
-#       --build-arg TORCH_INDEX_URL="the CPU index that pytorch.org's Get started page shows" .
-#
-# On a CUDA base without them: pip install -c constraints.txt '.[gpu]' for TransformerEngine and flash-attn; apex
-# only from source, with the CUDA toolkit of torch's own version:
-#   git clone https://github.com/NVIDIA/apex && cd apex
-#   APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install -v --no-build-isolation .
-ARG BASE=nvcr.io/nvidia/pytorch:25.10-py3
-FROM ${BASE}
-ARG TORCH_INDEX_URL=
+# CPU, which runs the tests:
+#   docker build -t megatron-vl:cpu --target cpu \
+#       --build-arg TORCH_INDEX_URL="the CPU index that pytorch.org's Get started page shows" . && docker run megatron-vl:cpu
+# docs/install.md says how clusters start them.
+ARG BASE=nvcr.io/nvidia/pytorch:25.12-py3
 
-ENV PYTHONDONTWRITEBYTECODE=1 \
-    PYTHONUNBUFFERED=1 \
+FROM python:3.11-slim AS cpu
+ARG TORCH_INDEX_URL=
+# hadolint ignore=DL3008
+RUN apt-get update && \
+    apt-get install --no-install-recommends --yes g++ git make && \
+    rm -rf /var/lib/apt/lists/* && \
+    useradd --uid 1000 --create-home trainer && \
+    mkdir --parents /workspace/megatron-vl && \
+    chown trainer /workspace/megatron-vl
+USER 1000:1000
+WORKDIR /workspace/megatron-vl
+COPY --chown=1000:1000 . .
+RUN make environment TORCH_INDEX_URL="${TORCH_INDEX_URL}"
+CMD ["make", "test"]
+
+FROM ${BASE} AS gpu
+# For a CUDA base without them: what megatron-core 0.16.1 works with. apex has no wheel.
+ARG TRANSFORMER_ENGINE=2.11.0
+ARG FLASH_ATTENTION=2.8.3
+ARG APEX=25.09
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+ENV PYTHONUNBUFFERED=1 \
     PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_BREAK_SYSTEM_PACKAGES=1
 
 WORKDIR /workspace/megatron-vl
 COPY . .
-
-# A base that has torch keeps its own versions; elsewhere CI's exact ones are installed.
-RUN constraints=constraints.txt && \
-    if python -c 'import torch'; then \
-        constraints=/dev/null; \
-    elif [ -n "${TORCH_INDEX_URL}" ]; then \
-        pip install -c constraints.txt --no-deps --index-url "${TORCH_INDEX_URL}" torch; \
+# What the base has is held at its version, and of ours megatron-core alone is: constraints.txt is for another torch.
+RUN pip list --format=freeze | grep --invert-match '^megatron' > /tmp/base.txt && \
+    grep '^megatron-core==' constraints.txt > /tmp/ours.txt && \
+    if ! pip show --quiet flash-attn; then \
+        pip install --no-build-isolation --constraint /tmp/base.txt "flash-attn==${FLASH_ATTENTION}"; \
     fi && \
-    pip install -c "${constraints}" --editable . && \
-    mkdir -p data runs && \
-    chown -R 1000:1000 data runs
+    if ! pip show --quiet transformer-engine; then \
+        pip install --no-build-isolation --constraint /tmp/base.txt "transformer-engine[pytorch]==${TRANSFORMER_ENGINE}"; \
+    fi && \
+    if ! pip show --quiet apex; then \
+        APEX_CPP_EXT=1 APEX_CUDA_EXT=1 pip install --no-build-isolation --no-deps \
+            "apex @ git+https://github.com/NVIDIA/apex@${APEX}"; \
+    fi && \
+    pip uninstall --yes megatron-core && \
+    pip install --constraint /tmp/base.txt --constraint /tmp/ours.txt --editable '.[sweep,s3,tensorboard]' && \
+    python tools/check_image.py --base /tmp/base.txt --versions versions.txt && \
+    mkdir --parents data runs && \
+    chown --recursive 1000:1000 data runs
 
 USER 1000:1000
 # HOME and caches must be writable for a user that the image does not know.
