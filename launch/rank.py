@@ -19,6 +19,7 @@ from megatron_vl.train.environment import current_commit, environment_versions
 from megatron_vl.train.heartbeat import Heartbeat
 from megatron_vl.train.loop import Evaluation, Run
 from megatron_vl.train.metrics import JsonLines
+from megatron_vl.train.profiling import ProfilerWindow
 from megatron_vl.train.recorder import Recorder
 from megatron_vl.train.resume import describe, fingerprint
 from megatron_vl.train.run_dir import RunDirectory
@@ -27,18 +28,24 @@ from megatron_vl.train.settings import StageSettings
 from megatron_vl.train.signals import StopRequest
 from megatron_vl.train.sources import Sources, open_sources
 from megatron_vl.train.start import agree_on_start
+from megatron_vl.train.startup import Startup
 
 
 def run_rank(
     config: PretrainConfig, environment: RankEnvironment, stages: list[StageSettings], directory: RunDirectory
 ) -> int:
     """Train as this rank of the world. Returns the exit status: 0 also after an interrupt's checkpoint."""
+    startup = Startup.of_process()
+    startup.ended("imports")
     quiet_libraries()
     device = pick_device(environment.local_rank)
     require_gpu_extra(device, config.parallel.transformer_engine)
     sources = open_sources(config.data, config.model, stages, check_shards=environment.rank == 0)
-    initialize_distributed(environment, device, config.run.timeout_seconds)
+    startup.ended("data indexes")
+    initialize_distributed(environment, device, config.run.start_timeout_seconds)
+    startup.ended("process group")
     found, notices = agree_on_start(config, directory)
+    startup.ended("checkpoint search")
     writes = environment.rank == 0
     if writes:
         directory.write_config(asdict(config), current_commit(), environment_versions())
@@ -48,6 +55,9 @@ def run_rank(
         Collector(config.train.faults.collect_garbage_every) as collector,
         Recorder(directory, names, config.tracking, asdict(config), enabled=writes) as recorder,
         Heartbeat(environment, config.run.hang_seconds, partial(_log_hang, directory)),
+        ProfilerWindow(
+            config.tracking.profile, directory.profile, environment.rank, device, recorder.say
+        ) as profiler,
     ):
         run = Run(
             config=config,
@@ -63,6 +73,8 @@ def run_rank(
             recorder=recorder,
             stop=stop,
             collector=collector,
+            startup=startup,
+            profiler=profiler,
             evaluations=_evaluations(config, sources, directory if writes else None),
         )
         for notice in notices:

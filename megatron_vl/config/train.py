@@ -104,14 +104,27 @@ class RunConfig:
     seed: int = 1234
     num_processes: int | None = None
     threads_per_process: int | None = None  # CPU threads of each rank; null shares the cores
-    timeout_seconds: int = 600  # of a collective
+    start_timeout_seconds: int = 1800  # that ranks wait for each other until a stage's first step is done
+    timeout_seconds: int = 600  # of a collective from then on
     hang_seconds: float = 300.0  # without a sign of life, or of progress, from some rank; 0: nobody watches
     max_restarts: int = 3  # of a SLURM job in a row that bring no newer checkpoint
 
 
 @dataclass(kw_only=True)
+class ProfileConfig:
+    """A window of steps under torch's profiler, into profile/ of the run directory (docs/tracking.md)."""
+
+    steps: list[int] = field(default_factory=list)  # global: first and last; none: no profile
+    ranks: list[int] = field(default_factory=lambda: [0])
+
+
+@dataclass(kw_only=True)
 class TrackingConfig:
+    """Rows go to *.jsonl in the run directory always, and to the trackers that are on; both may be."""
+
     wandb: str = "disabled"  # of TRACKING_MODES
-    project: str = "megatron-vl"
+    project: str = "megatron-vl"  # of wandb
+    tensorboard: bool = False
     progress: bool = True
     timeline_every: int = 100  # steps between recordings of the pipeline's timeline
+    profile: ProfileConfig = field(default_factory=ProfileConfig)

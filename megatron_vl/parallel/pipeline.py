@@ -117,7 +117,7 @@ def _sum_losses(
 
 
 def _by_segment(losses_1S: Tensor, mask_1S: Tensor, cu_seqlens: Tensor) -> Tensor:
-    """[segments, 2]: sums of the supervised losses, and their number. A loss that is not finite stays in its segment."""
+    """[segments, 2]: sums of the supervised losses, and their number. One that is not finite stays in its segment."""
     positions_S = torch.arange(losses_1S.shape[1], device=losses_1S.device)
     segments_S = torch.bucketize(positions_S, cu_seqlens[1:], right=True)
     values_S2 = torch.stack([losses_1S[0] * mask_1S[0], mask_1S[0]], dim=1).double()

@@ -14,15 +14,18 @@ from megatron_vl.data.loader import LoadedStep
 from megatron_vl.data.microbatch import Microbatch
 from megatron_vl.device.garbage import Collector
 from megatron_vl.device.machine import Device
+from megatron_vl.device.process_group import set_timeout
 from megatron_vl.device.trail import TRAIL
 from megatron_vl.parallel.gradients import parameters_at_rest
 from megatron_vl.parallel.pipeline import agree_on_plan
 from megatron_vl.parallel.timeline import Timeline, bubble_fraction
-from megatron_vl.train.metrics import BenchmarkScore, HeldoutLoss, ImageUse, StepMetrics
+from megatron_vl.train.metrics import BenchmarkScore, HeldoutLoss, ImageUse, StartupSeconds
+from megatron_vl.train.profiling import ProfilerWindow
 from megatron_vl.train.recorder import Recorder
 from megatron_vl.train.rollback import ROLLED_BACK
 from megatron_vl.train.signals import StopRequest
 from megatron_vl.train.stage import Stage
+from megatron_vl.train.startup import Startup, slowest
 from megatron_vl.train.step import StepResult, Vote, train_step
 
 
@@ -63,6 +66,8 @@ class Run:
     recorder: Recorder
     stop: StopRequest
     collector: Collector
+    startup: Startup
+    profiler: ProfilerWindow
     evaluations: Sequence[Evaluation]
 
 
@@ -84,6 +89,7 @@ def train_stage(stage: Stage, run: Run) -> str:
         run.recorder.say(f"data.on_change=restart_sources: {change}")
     if stage.first_step == 1:
         _evaluate(stage, run, step=0)
+        run.startup.ended("evaluation")
     for step in range(stage.first_step, num_steps + 1):
         if stop_at is not None and step > stop_at:  # a resumed run that had stopped there
             return "stopped"
@@ -91,6 +97,8 @@ def train_stage(stage: Stage, run: Run) -> str:
         TRAIL.at("reading data")
         loaded = next(stage.loader)
         stop_requested = not _is_given_up(stage, run, loaded) and _train_and_record(stage, run, loaded)
+        if step == stage.first_step:
+            _started(stage, run)
         run.collector.collect_if_due(step)
         run.store.advance()
         if len(health.skipped) >= faults.skipped_in_a_row:
@@ -106,6 +114,21 @@ def train_stage(stage: Stage, run: Run) -> str:
     return "complete"
 
 
+def _started(stage: Stage, run: Run) -> None:
+    """The first step is done: what the start took is recorded, and from now on ranks wait less long for each other."""
+    run.startup.ended("first step")
+    set_timeout(run.config.run.timeout_seconds)
+    run.recorder.started(
+        StartupSeconds(
+            stage=stage.settings.name,
+            step=stage.first_step,
+            global_step=stage.settings.first_global_step + stage.first_step - 1,
+            seconds=run.startup.seconds,
+            slowest=slowest(run.startup, stage.model.groups.device),
+        )
+    )
+
+
 def _is_given_up(stage: Stage, run: Run, loaded: LoadedStep) -> bool:
     """Whether the step's data are passed over, since the run has gone back for them."""
     given_up = loaded.plan.step in stage.health.given_up
@@ -118,9 +141,12 @@ def _train_and_record(stage: Stage, run: Run, loaded: LoadedStep) -> bool:
     """One step. Returns whether some rank was asked to stop."""
     step, faults = loaded.plan.step, run.config.train.faults
     timeline = _start_timeline(stage, run, step)
+    global_step = stage.settings.first_global_step + step - 1
+    run.profiler.before(global_step)
     max_loss = stage.health.max_loss(loaded.plan.modality, faults)
     result = _train(stage, loaded, run, max_loss)
-    _record(stage, run, loaded, result)
+    run.recorder.step(stage.meter.row(loaded, result, stage.schedule.at(step)))
+    run.profiler.after(global_step)
     _record_timeline(stage, run, loaded, timeline)
     _check_failures(stage, run.config.data.max_failed_fraction, result)
     stage.health.count(step, loaded.plan.modality, result.loss, result.skipped, faults)
@@ -161,6 +187,7 @@ def _train(stage: Stage, loaded: LoadedStep, run: Run, max_loss: float) -> StepR
         traffic=loaded.traffic,
         compute_seconds=computed,
         max_loss=max_loss,
+        sources=tuple(sorted(stage.settings.values.sources)),
     )
     return train_step(model.chunks, model.optimizer, microbatches, model.groups, max_norm, vote, model.spread)
 
@@ -171,37 +198,6 @@ def _agree(loaded: LoadedStep, stage: Stage) -> list[Microbatch]:
     failed = agree_on_plan(here, loaded.plan.digest, stage.model.groups)
     stage.loader.failures.num_elsewhere += sum(map(len, failed)) - sum(len(one.failed_units) for one in here)
     return [mask_failed(*pair) for pair in zip(here, failed, strict=True)]
-
-
-def _record(stage: Stage, run: Run, loaded: LoadedStep, result: StepResult) -> None:
-    step = loaded.plan.step
-    seconds = result.seconds + loaded.wait_seconds
-    run.recorder.step(
-        StepMetrics(
-            stage=stage.settings.name,
-            step=step,
-            global_step=stage.settings.first_global_step + step - 1,
-            modality=loaded.plan.modality,
-            loss=result.loss,
-            grad_norm=result.gradient_norm,
-            learning_rate=stage.schedule.at(step),
-            num_tokens=result.num_tokens,
-            num_supervised_tokens=result.num_supervised_tokens,
-            num_samples=result.num_samples,
-            num_failed_samples=result.num_failed_samples,
-            num_images=result.num_images,
-            step_seconds=seconds,
-            tokens_per_second=result.num_tokens / seconds,
-            data_wait_seconds=loaded.wait_seconds,
-            bytes_fetched=result.bytes_fetched,
-            bytes_used=result.bytes_used,
-            text_ratio=loaded.plan.text_ratio,
-            text_share=loaded.plan.text_share,
-            skipped=result.skipped,
-            slowest_rank=None if result.straggler is None else result.straggler.rank,
-            straggler_ratio=None if result.straggler is None else result.straggler.ratio,
-        )
-    )
 
 
 def _start_timeline(stage: Stage, run: Run, step: int) -> Timeline | None:

@@ -28,6 +28,7 @@ FREE = (
     "run.dir",
     "run.num_processes",
     "run.threads_per_process",
+    "run.start_timeout_seconds",
     "run.timeout_seconds",
     "run.hang_seconds",
     "run.max_restarts",

@@ -8,6 +8,7 @@ import torch.distributed as dist
 
 from megatron_vl.checkpoint.state import RunState
 from megatron_vl.config.root import PretrainConfig
+from megatron_vl.device.process_group import set_timeout
 from megatron_vl.device.trail import START, TRAIL
 from megatron_vl.train.division import AUTO
 from megatron_vl.train.health import Health
@@ -57,13 +58,16 @@ def pretrain(
 def _run_stage(settings: StageSettings, sources: Sources, run: Run, standing: Standing) -> tuple[str, Health]:
     """Open a stage where the run stands, and train it. Returns why it ended, and the stage's health there."""
     checkpoint, state = standing
+    run.startup.begin_stage()
     run.recorder.resume_after(state.global_step if state else 0)
+    run.startup.ended("trackers")
     resume = state if state is not None and state.stage == settings.name else None
     run.recorder.begin_stage(settings.name, resume.step if resume else 0)
     if settings.parallel.layout == AUTO:
         run.recorder.say(f"stage {settings.name}: parallel.layout=auto is {settings.layout}")
     given_up = given_up_in(settings.name, read_rollbacks(run.recorder.run.faults))
-    start = Start(checkpoint=checkpoint, resume=resume, given_up=frozenset(given_up))
+    set_timeout(run.config.run.start_timeout_seconds)
+    start = Start(checkpoint=checkpoint, resume=resume, startup=run.startup, given_up=frozenset(given_up))
     TRAIL.at(START)
     with ExitStack() as exits:
         stage = open_stage(run.config, settings, sources, run.device, start, exits)

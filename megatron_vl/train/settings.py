@@ -15,6 +15,7 @@ from megatron_vl.config.train import (
     PRECISIONS,
     SCHEDULES,
     TRACKING_MODES,
+    ProfileConfig,
     StageConfig,
 )
 from megatron_vl.planning.layout import grid_of
@@ -117,6 +118,7 @@ def check_choices(config: PretrainConfig) -> None:
     one_of("train.precision", config.train.precision, PRECISIONS)
     one_of("recompute.language", config.recompute.language, RECOMPUTE)
     one_of("tracking.wandb", config.tracking.wandb, TRACKING_MODES)
+    _check_profile(config.tracking.profile)
     one_of("data.on_bad_sample", config.data.on_bad_sample, ON_BAD_SAMPLE)
     one_of("data.on_change", config.data.on_change, ON_CHANGE)
     one_of("checkpoint.optimizer_sharding", config.checkpoint.optimizer_sharding, OPTIMIZER_SHARDINGS)
@@ -142,6 +144,16 @@ def check_choices(config: PretrainConfig) -> None:
         ("data.warmup_fraction", config.data.warmup_fraction),
     ):
         _fraction(field, ratio)
+
+
+def _check_profile(profile: ProfileConfig) -> None:
+    steps = profile.steps
+    if steps and not (len(steps) == 2 and 1 <= steps[0] <= steps[1]):
+        raise UserError(
+            f"tracking.profile.steps={steps}: must be [FIRST,LAST], global steps from 1 on, or [] for no profile"
+        )
+    if any(rank < 0 for rank in profile.ranks):
+        raise UserError(f"tracking.profile.ranks={profile.ranks}: ranks count from 0")
 
 
 def _check_stage(config: PretrainConfig, name: str, values: StageConfig) -> None:

@@ -1,14 +1,14 @@
 """Everything that one stage trains with on this rank, built in the order in which the parts need each other."""
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
-from megatron_vl.checkpoint.state import RunState
 from megatron_vl.checkpoint.loading import load_training_state, load_weights
+from megatron_vl.checkpoint.state import RunState
 from megatron_vl.config.root import PretrainConfig
 from megatron_vl.data.loader import Loader, Role
 from megatron_vl.data.plan_state import PlanState, merge_states
@@ -22,11 +22,13 @@ from megatron_vl.parallel.groups import Groups, build_groups, destroy_groups
 from megatron_vl.parallel.pass_clock import PassClock
 from megatron_vl.parallel.shares import image_sharing
 from megatron_vl.train.health import Health
+from megatron_vl.train.meter import Meter
 from megatron_vl.train.optimizer import Optimizer, build_optimizer
 from megatron_vl.train.planning import OpenPlan, open_plan
 from megatron_vl.train.schedule import Schedule
 from megatron_vl.train.settings import StageSettings
 from megatron_vl.train.sources import Sources, build_loader
+from megatron_vl.train.startup import Startup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +56,7 @@ class Stage:
     plan: OpenPlan
     health: Health
     clock: PassClock
+    meter: Meter
 
     def gather_plan(self, step: int) -> PlanState:
         """The plan's state after `step`, with the lanes of all data-parallel ranks. Collective."""
@@ -70,6 +73,7 @@ class Start:
 
     checkpoint: Path | None = None
     resume: RunState | None = None  # of `checkpoint`; None takes its weights alone
+    startup: Startup = field(default_factory=Startup)
     given_up: frozenset[int] = frozenset()  # steps that are passed over, beside those that `resume` knows of
 
     def health(self) -> Health:
@@ -93,6 +97,7 @@ def open_stage(
     """
     groups = build_groups(settings.topology, config.run.seed, device.torch_device)
     exits.callback(destroy_groups)
+    start.startup.ended("groups")
     model = build_model(config, settings, groups, device, sources.content.text.image_id, start)
     clock = PassClock(groups.device)
     model.chunks[0].config.timers = clock
@@ -103,15 +108,18 @@ def open_stage(
     loader = exits.enter_context(
         build_loader(plan.client, sources, settings, role, config.data, pin_memory=device.kind == "cuda")
     )
+    loader = exits.enter_context(loader)
+    start.startup.ended("plan and loader")
     return Stage(
         settings=settings,
         model=model,
         schedule=_schedule(settings),
-        loader=exits.enter_context(loader),
+        loader=loader,
         first_step=1 if start.resume is None else start.resume.step + 1,
         plan=plan,
         health=start.health(),
         clock=clock,
+        meter=Meter.of(config, settings, sources.modality, device),
     )
 
 
@@ -152,15 +160,20 @@ def build_model(
     if start.checkpoint is None:
         initialize(chunks, config.run.seed, language.init_std, groups.collection)
     elif start.resume is None:
+        start.startup.ended("model")
         load_weights(start.checkpoint, chunks, config.model)
+        start.startup.ended("checkpoint load")
     for chunk in chunks:
         freeze(chunk, settings.values.train)
     wrapped = distribute(chunks, core, settings.parallel, groups)
+    start.startup.ended("model")
     optimizer = build_optimizer(
         wrapped, config.train, settings.parallel, settings.values.vision_learning_rate_scale, groups.device
     )
+    start.startup.ended("optimizer")
     if start.checkpoint is not None and start.resume is not None:
         load_training_state(start.checkpoint, wrapped, optimizer.inner, groups)
+        start.startup.ended("checkpoint load")
     spread = None
     if settings.parallel.vision_placement == "spread":
         parts, recompute = settings.values.train, config.recompute.vision
