@@ -114,16 +114,20 @@ def calibrate(case: Case) -> Measured:
 
 
 def measure(case: Case, weight: float) -> dict[str, list[list[float]]]:
-    """On one rank: by way and round the seconds of each batch."""
+    """On one rank: by way and round the seconds of each batch. Ways take turns batch by batch, so that they meet the same
+    moments of the machine."""
     side = build_side(case.config())
     rank = side.model.groups.data_rank
     rows = {
         way: [side.microbatches(batch[rank]) for batch in plan] for way, plan in plans(case, weight).items()
     }
-    taken: dict[str, list[list[float]]] = {way: [] for way in case.ways}
-    for _ in range(ROUNDS):
-        for way in case.ways:
-            taken[way].append([getattr(side.step(batch), case.clock) for batch in rows[way]])
+    taken: dict[str, list[list[float]]] = {way: [[] for _ in range(ROUNDS)] for way in case.ways}
+    for batch in rows["mixed"][:2]:  # the first steps warm up
+        side.step(batch)
+    for number in range(ROUNDS):
+        for index in range(NUM_BATCHES):
+            for way in case.ways if (number + index) % 2 == 0 else reversed(case.ways):
+                taken[way][number].append(getattr(side.step(rows[way][index]), case.clock))
     dist.barrier()
     destroy_groups()
     return taken
