@@ -114,8 +114,8 @@ def calibrate(case: Case) -> Measured:
 
 
 def measure(case: Case, weight: float) -> dict[str, list[list[float]]]:
-    """On one rank: by way and round the seconds of each batch. Ways take turns batch by batch, so that they meet the same
-    moments of the machine."""
+    """On one rank: by way and round the seconds of each batch. Ways take turns batch by batch, so that they meet the
+    same moments of the machine."""
     side = build_side(case.config())
     rank = side.model.groups.data_rank
     rows = {
