@@ -25,7 +25,7 @@ MEMORY_GB := 4
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help environment data quickstart test test-long test-gpu check bench clean
+.PHONY: help environment data quickstart test test-long test-gpu check bench docs clean
 
 help:  ## this list
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ { printf "  make %-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -75,6 +75,9 @@ check: $(ENVIRONMENT)  ## lint, format, types, import contracts, shell and Docke
 
 bench: $(ENVIRONMENT)  ## the benchmarks, each against a peer or a limit
 	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit 1; echo; done
+
+docs: $(ENVIRONMENT)  ## docs/configuration.md, from the schemas
+	$(BIN)/python -m tools.configuration_reference
 
 clean:  ## remove what these targets made: .venv, data/quickstart, runs/quickstart, caches. Other runs stay
 	rm -rf .venv data/quickstart $(RUN) benchmarks/.cache *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
