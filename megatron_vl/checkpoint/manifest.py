@@ -7,7 +7,7 @@ import hashlib
 import heapq
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -82,20 +82,24 @@ def digested(path: Path) -> FileRecord:
 
 
 def seal(folder: Path, known: Mapping[str, FileRecord]) -> None:
-    """Write the manifest of a folder that is complete, and bring it to disk. Files in `known`, by path within the
-    folder, are on disk already; all others are read once more."""
+    """Write the manifest of a folder that is complete: of files in `known`, by path within the folder, and of all
+    others, which are read once more."""
     files = dict(known)
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name not in files:
-            sync(path)
             files[name] = digested(path)
     document = {"version": VERSION, "files": {name: asdict(files[name]) for name in sorted(files)}}
     with DigestedFile(folder / MANIFEST_FILE) as file:
         file.write(json.dumps(document, indent=0).encode())
         file.close()
-    for path in [*(path for path in folder.rglob("*") if path.is_dir()), folder]:
-        sync(path)
+
+
+def sync_folder(folder: Path, but: Container[str] = ()) -> None:
+    """Wait until all that is in a folder is on disk, `but` files that are known to be."""
+    for path in [*folder.rglob("*"), folder]:
+        if path.relative_to(folder).as_posix() not in but:
+            sync(path)
 
 
 def sync(path: Path) -> None:

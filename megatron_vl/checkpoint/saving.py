@@ -11,9 +11,10 @@ import torch.distributed as dist
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 
 from megatron_vl.checkpoint.folder import publish
-from megatron_vl.checkpoint.manifest import seal
+from megatron_vl.checkpoint.manifest import seal, sync_folder
 from megatron_vl.checkpoint.writing import Background, Job, Written, write
 from megatron_vl.config.errors import PassingError
+from megatron_vl.device.trail import TRAIL
 
 T = TypeVar("T")
 
@@ -38,7 +39,7 @@ class Finish:
 
 @dataclass(kw_only=True)
 class Saving:
-    """Begins with its making. All ranks then call `go_on` together, twice: it waits for what is still being done."""
+    """Begins with its making. All ranks then call `go_on` together, twice, best when none of them is busy."""
 
     path: Path
     job: Job
@@ -51,10 +52,17 @@ class Saving:
     def __post_init__(self) -> None:
         self._writing = Background(lambda: write(self.job), self.low_priority)
         self._publishing: Background[None] | None = None
+        self._num_written = 0
 
     def is_busy(self) -> bool:
         """Whether this rank would wait in `go_on`."""
         return (self._publishing or self._writing).is_busy()
+
+    def leave_mark(self) -> None:
+        """For whoever watches this rank, if it has written anything since the last time."""
+        if self.job.num_written != self._num_written:
+            self._num_written = self.job.num_written
+            TRAIL.at("checkpoint", self._num_written)
 
     def go_on(self) -> bool:
         """Whether the checkpoint is whole on disk. Collective over the world.
@@ -91,6 +99,7 @@ class Saving:
         save_config(CheckpointingConfig("torch_dist", 1), str(self.job.folder))
         self.finish.companions(self.job.folder)
         seal(self.job.folder, files)
+        sync_folder(self.job.folder, but=files)
         publish(self.job.folder, self.path)
         try:
             self.finish.clear()

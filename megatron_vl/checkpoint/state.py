@@ -41,18 +41,12 @@ class Found:
 
 
 def find_checkpoints(folder: Path) -> Found:
-    """All checkpoints in a folder, judged by the sizes of their files. Of two of one step (the second is resharded) the
-    longer name comes first."""
-    good: list[Path] = []
-    damaged: list[tuple[Path, str]] = []
-    for path in named_checkpoints(folder):
-        wrong = damage(path)
-        if wrong is not None:
-            damaged.append((path, wrong))
-        elif (path / STATE_FILE).exists():
-            good.append(path)
-    good.sort(key=lambda path: (read_state(path).global_step, path.name), reverse=True)
-    return Found(good=good, damaged=damaged)
+    """All checkpoints of a run, judged by the sizes of their files."""
+    judged = [(path, damage(path)) for path in _newest_first(folder)]
+    return Found(
+        good=[path for path, wrong in judged if wrong is None and (path / STATE_FILE).exists()],
+        damaged=[(path, wrong) for path, wrong in judged if wrong is not None],
+    )
 
 
 def whole_checkpoints(folder: Path) -> Sequence[Path]:
@@ -61,21 +55,37 @@ def whole_checkpoints(folder: Path) -> Sequence[Path]:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest good checkpoint of a run.
+    """The newest good checkpoint of a run; older ones are not looked at.
 
     Raises:
         UserError: there are checkpoints, and all are damaged: to start anew would not be what is meant.
     """
-    found = find_checkpoints(folder)
-    if found.good:
-        return found.good[0]
-    damaged = [*(f"{path.name}: {wrong}" for path, wrong in found.damaged), *damaged_before(folder)]
+    damaged = damaged_before(folder)
+    for path in _newest_first(folder):
+        wrong = damage(path)
+        if wrong is not None:
+            damaged.append(f"{path.name}: {wrong}")
+        elif (path / STATE_FILE).exists():
+            return path
     if not damaged:
         return None
     raise UserError(
         f"{folder} has no good checkpoint to resume from ({'; '.join(damaged)}); restore one, or remove them to start "
         "anew"
     )
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    """Of two of one step the longer name comes first: the second is resharded, and serves more sizes."""
+    return sorted(named_checkpoints(folder), key=lambda path: (_claimed_step(path), path.name), reverse=True)
+
+
+def _claimed_step(path: Path) -> int:
+    """The global step that a checkpoint tells, which may be damaged; 0 where it tells none."""
+    try:
+        return int(json.loads((path / STATE_FILE).read_text(encoding="utf-8"))["global_step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
 
 
 def read_state(path: Path) -> RunState:

@@ -31,6 +31,8 @@ from megatron_vl.config.errors import PassingError
 from megatron_vl.config.train import CheckpointConfig
 from megatron_vl.parallel.groups import Groups
 
+POLL_SECONDS = 0.02
+
 
 @dataclass(frozen=True, kw_only=True)
 class Saved:
@@ -125,14 +127,8 @@ class CheckpointStore:
 
         Raises PassingError as `save` does.
         """
-        if self._pending is None:
-            return
-        began = time.perf_counter()
-        busy = torch.tensor(float(self._pending.saving.is_busy()), device=self._pending.stage.device)
-        dist.all_reduce(busy)
-        self._pending.stall_seconds += time.perf_counter() - began
-        if not busy.item():
-            self._go_on(self._pending)
+        if self._pending is not None:
+            self._advance(self._pending)
 
     def close_stage(self) -> None:
         """Wait until what was saved is whole on disk, and let go of the stage's optimizer. Raises as `save` does."""
@@ -140,11 +136,21 @@ class CheckpointStore:
         self._stage = None
 
     def _finish(self) -> None:
-        while self._pending is not None:
-            self._go_on(self._pending)
+        """Ranks ask each other rather than wait in one collective, whose time a slow disk may exceed."""
+        while (pending := self._pending) is not None:
+            if not self._advance(pending):
+                time.sleep(POLL_SECONDS)
+                pending.stall_seconds += POLL_SECONDS
+                pending.saving.leave_mark()
 
-    def _go_on(self, pending: _Pending) -> None:
+    def _advance(self, pending: _Pending) -> bool:
+        """Whether no rank was busy, so that all have gone on."""
         began = time.perf_counter()
+        busy = torch.tensor(float(pending.saving.is_busy()), device=pending.stage.device)
+        dist.all_reduce(busy)
+        if busy.item():
+            pending.stall_seconds += time.perf_counter() - began
+            return False
         self._pending = None  # for good, if it fails
         is_whole = pending.saving.go_on()
         pending.stall_seconds += time.perf_counter() - began
@@ -152,6 +158,7 @@ class CheckpointStore:
             self._on_saved(self._told(pending))
         else:
             self._pending = pending
+        return True
 
     def _told(self, pending: _Pending) -> Saved:
         state, saving = pending.state, pending.saving

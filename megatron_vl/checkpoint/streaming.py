@@ -59,12 +59,13 @@ class _LazyPlanner(DefaultSavePlanner):
 
 
 def write_tensors(folder: Path, entries: Mapping[str, Entry]) -> None:
-    """Write a checkpoint of these tensors into an empty folder. One tensor at a time is in memory."""
+    """Write these tensors into an empty folder, which then is to be sealed and synced. One of them is in memory at a
+    time."""
     planned = {
         name: torch.empty(entry.shape, dtype=entry.dtype, device="meta") for name, entry in entries.items()
     }
     # A file for each tensor: the writer keeps the tensors of a file until it is complete.
-    writer = dcp.FileSystemWriter(folder, single_file_per_rank=False)
+    writer = dcp.FileSystemWriter(folder, single_file_per_rank=False, sync_files=False)
     with _alone():
         dcp.save(planned, storage_writer=writer, planner=_LazyPlanner(entries), no_dist=True)
     save_config(CheckpointingConfig(sharded_backend="torch_dist"), str(folder))
@@ -78,7 +79,7 @@ def read_tensors(folder: Path) -> dict[str, Entry]:
     Raises:
         UserError: the folder holds no such checkpoint.
     """
-    reader = dcp.FileSystemReader(folder)
+    reader = CachedMetadataFileSystemReader(folder)
     try:
         metadata = reader.read_metadata()
     except Exception as error:  # a torn pickle raises many kinds
@@ -88,7 +89,7 @@ def read_tensors(folder: Path) -> dict[str, Entry]:
         def read() -> Tensor:
             values = {name: torch.empty(stored.size, dtype=stored.properties.dtype)}
             with _alone():
-                dcp.load(values, storage_reader=dcp.FileSystemReader(folder), no_dist=True)
+                dcp.load(values, storage_reader=reader, no_dist=True)
             return values[name]
 
         return Entry(stored.size, stored.properties.dtype, read)

@@ -39,7 +39,7 @@ NICENESS = 10  # of the thread that writes: training goes first
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Job:
     """What this rank has to write. `metadata`, on rank 0, says where everything will lie."""
 
@@ -49,6 +49,7 @@ class Job:
     storage: FileSystemWriterAsync
     metadata: Metadata | None
     host_bytes: int  # that are held only for writing
+    num_written: int = 0  # tensors and objects so far
 
 
 @dataclass(frozen=True)
@@ -171,10 +172,9 @@ def write(job: Job) -> Written:
     for path, name, (objects, values) in job.buckets:
         with DigestedFile(Path(path)) as file:
             stream = cast(io.IOBase, file)  # as far as torch uses one
-            results += [
-                _write_item(job.storage.transforms, stream, data, item, name, FORMAT)
-                for item, data in objects + values
-            ]
+            for item, data in objects + values:
+                results.append(_write_item(job.storage.transforms, stream, data, item, name, FORMAT))
+                job.num_written += 1
             files[name] = file.close()
     if job.common:
         with DigestedFile(job.folder / COMMON_FILE) as file:

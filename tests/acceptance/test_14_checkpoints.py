@@ -1,6 +1,7 @@
 """A run outlives damaged checkpoints and full disks: it goes on from the newest good one, and loses none."""
 
 import json
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -66,29 +67,26 @@ def test_a_damaged_one_is_named_and_passed_over(
     assert (folder / "checkpoints" / "adaptor-00000006.damaged").is_dir()
 
 
-def test_a_full_disk_is_told_and_costs_nothing(data_root: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_told_and_costs_nothing(data_root: Path, whole: Path, tmp_path: Path) -> None:
     """A file system of its own, with room for one checkpoint and a half."""
-    folder = tmp_path / "run"
-    checkpoints = folder / "checkpoints"
+    (one, *_) = whole_checkpoints(whole / "checkpoints")
+    room = sum(path.stat().st_size for path in one.rglob("*") if path.is_file()) * 3 // 2
+    checkpoints, left = tmp_path / "run" / "checkpoints", tmp_path / "left"
     checkpoints.mkdir(parents=True)
-    run = " ".join(
-        f"'{word}'" if "'" not in word else f'"{word}"' for word in command(data_root, folder, *STEPS)
-    )
-    script = (
-        f"mount -t tmpfs -o size=40m tmpfs {checkpoints} && {{ {run}; echo $? > {tmp_path}/status; "
-        f"cp -r {checkpoints} {tmp_path}/left; }}"
-    )
+    run = shlex.join(command(data_root, tmp_path / "run", *STEPS))
+    mount = f"mount -t tmpfs -o size={room} tmpfs {checkpoints}"
+    keep = f"status=$?; cp -r {checkpoints} {left}; exit $status"
     done = subprocess.run(
-        ["unshare", "--map-root-user", "--mount", "sh", "-c", script],
+        ["unshare", "--map-root-user", "--mount", "sh", "-c", f"{mount} || exit 99; {run}; {keep}"],
         env=environment(),
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
-    if not (tmp_path / "status").exists():
+    if done.returncode == 99:
         pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
-    print(done.stdout, done.stderr)
-    assert (tmp_path / "status").read_text() == "1\n"
-    (kept,) = whole_checkpoints(tmp_path / "left")
-    assert damage(kept) is None
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "adaptor-00000004 cannot be written: it needs 0.01 GB; its disk has 0.0" in done.stderr
+    assert [path.name for path in left.iterdir()] == ["adaptor-00000002"]
+    assert damage(left / "adaptor-00000002") is None

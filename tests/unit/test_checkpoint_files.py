@@ -22,6 +22,7 @@ from megatron_vl.checkpoint.manifest import (
     read_manifest,
     seal,
     shares,
+    sync_folder,
     wrong_digest,
 )
 from megatron_vl.checkpoint.retention import drop_superseded, superseded
@@ -53,6 +54,7 @@ def save(folder: Path, step: int, content: str = "tensors", keep: int = 1) -> Pa
     (aside / "tokenizer" / "tokenizer.json").write_text("{}")
     (aside / STATE_FILE).write_text(json.dumps(asdict(state_at(step))))
     seal(aside, {"__0_0.distcp": record})
+    sync_folder(aside, but={"__0_0.distcp"})
     publish(aside, path)
     drop_superseded(folder, keep, None)
     return path

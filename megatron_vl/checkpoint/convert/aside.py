@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from megatron_vl.checkpoint.folder import aside_of
-from megatron_vl.checkpoint.manifest import sync
+from megatron_vl.checkpoint.manifest import sync, sync_folder
 from megatron_vl.config.errors import UserError
 
 
@@ -33,8 +33,7 @@ def whole_folder(target: Path, num_bytes: int) -> Iterator[Path]:
                 f"output={target} needs {_gigabytes(num_bytes)}, its disk has {_gigabytes(free)} free"
             )
         yield aside
-        for path in [*aside.rglob("*"), aside]:
-            sync(path)
+        sync_folder(aside)
         aside.rename(target)
         sync(target.parent)
     except (OSError, RuntimeError, SafetensorError) as error:
