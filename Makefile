@@ -25,7 +25,7 @@ MEMORY_GB := 4
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help environment data quickstart test test-long test-gpu check bench docs clean
+.PHONY: help environment data quickstart test test-long test-gpu test-slurm check bench docs clean
 
 help:  ## this list
 	@awk -F ':.*##' '/^[a-z-]+:.*##/ { printf "  make %-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,7 +53,7 @@ quickstart: data  ## environment, data, then the tiny model through all three st
 
 test: $(ENVIRONMENT)  ## the tests, within 12 minutes on 2 cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist worksteal \
-		-m "not slow and not soak and not slurm" $(PYTEST_ARGS)
+		-m "not slow and not soak" $(PYTEST_ARGS)
 
 test-long: $(ENVIRONMENT)  ## the slow tests and the soak tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "(slow or soak) and not slurm and not gpu" $(PYTEST_ARGS)

@@ -10,7 +10,7 @@ from megatron_vl.checkpoint.state import RunState
 from megatron_vl.config.root import PretrainConfig
 from megatron_vl.evaluate.suite_check import check_suite
 from megatron_vl.train.resume import check_initial, find_start, is_complete
-from megatron_vl.train.run_dir import RunDirectory
+from megatron_vl.train.run_dir import RunDirectory, RunStatus
 from megatron_vl.train.settings import StageSettings, required_processes, resolve_stages
 from megatron_vl.train.sources import open_sources
 
@@ -42,6 +42,13 @@ def check_inputs(
         check_initial(config)
     check_suite(config.evaluation)
     open_sources(config.data, config.model, stages)
+
+
+def begin(run: RunDirectory, stages: list[StageSettings], found: tuple[Path, RunState] | None) -> None:
+    """Say that the run is on its way, lest its last end be taken for the next one."""
+    state = found[1] if found else None
+    stage, step = (state.stage, state.step) if state else (stages[0].name, 0)
+    run.write_status(RunStatus("running", stage, step))
 
 
 def _beginning(config: PretrainConfig, found: tuple[Path, RunState] | None) -> str:

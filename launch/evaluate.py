@@ -1,8 +1,9 @@
-"""Measure a checkpoint, or talk to it: `python -m launch.evaluate checkpoint=DIR [mode=chat] [overrides]`.
+"""Measure a checkpoint, or talk to it: `python -m launch.evaluate checkpoint=DIR [mode=chat|check] [overrides]`.
 
 mode=benchmarks  evaluation=paper, or +evaluation.benchmarks.NAME.path=FILE, at any parallel setting; results go to
                  results.json and answers/ in run.dir, to the tracker and to the screen
 mode=chat        a conversation in the terminal; chat.prompt=TEXT chat.images=[FILE] asks once
+mode=check       nothing but what the benchmarks would refuse, in seconds
 """
 
 import os
@@ -60,6 +61,9 @@ def evaluate(config: EvaluateConfig) -> int:
             f"run.dir={run.path} is where a training run writes; give a directory of its own, such as "
             f"{run.path / 'evaluate'}"
         )
+    if config.mode == "check":
+        print(f"ready: {world_size} ranks, {', '.join(config.evaluation.benchmarks)}")
+        return 0
     if environment is None or environment.rank == 0:
         run.acquire()
     if environment is None:
@@ -97,7 +101,7 @@ def _check(config: EvaluateConfig) -> Description:
         )
     description = read_description(Path(config.checkpoint))
     suite = check_suite(config.evaluation)
-    if config.mode == "benchmarks" and not suite:
+    if config.mode != "chat" and not suite:
         raise UserError(
             "there is nothing to run: give evaluation=paper, or +evaluation.benchmarks.NAME.path=FILE for single "
             "benchmarks, or mode=chat"

@@ -7,12 +7,13 @@ resumes.
 import os
 import sys
 
+from launch.check import begin, check_inputs
 from launch.command import run_command
 from megatron_vl.config.root import PretrainConfig
 from megatron_vl.device.garbage import collection_paused
 from megatron_vl.device.processes import LAUNCHER_VARIABLE, die_with_parent, rank_environment
 from megatron_vl.train.resume import find_start, is_complete
-from megatron_vl.train.run_dir import RunDirectory, RunStatus
+from megatron_vl.train.run_dir import RunDirectory
 from megatron_vl.train.settings import required_processes, resolve_stages
 
 
@@ -35,16 +36,12 @@ def pretrain(config: PretrainConfig) -> int:
             print(f"{run.path} is complete ({found[1].global_step} steps); its report: {run.report}")
         return 0
     if environment is None:
-        from launch.check import check_inputs
         from launch.ranks import start_local_ranks
 
         check_inputs(config, stages, found)  # before ranks start
         return start_local_ranks(world_size, sys.argv[1:], run, config.run.threads_per_process)
     if environment.rank == 0:
-        state = found[1] if found else None
-        run.write_status(
-            RunStatus("running", state.stage if state else stages[0].name, state.step if state else 0)
-        )
+        begin(run, stages, found)
     with run.failures_told(environment.rank):
         with collection_paused():  # thousands of modules that all stay
             from launch.rank import run_rank

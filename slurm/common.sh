@@ -40,10 +40,10 @@ alone() { # alone MODULE OVERRIDES…: one process on one machine, no rank. Only
     fi
 }
 
-ranks() { # ranks LOGS MODULE OVERRIDES…: a process for each rank, which srun's variables tell which it is
-    local output=$1
+ranks() { # ranks OPTION MODULE OVERRIDES…: a process for each rank, which srun's variables tell which it is
+    local option=$1
     shift
-    srun --kill-on-bad-exit=1 --wait=120 --open-mode=append --output="$output" \
+    srun --kill-on-bad-exit=1 --wait=120 --open-mode=append "$option" \
         "${srun_options[@]}" "${contained[@]}" "${inside[@]}" "$python" -m "$@"
 }
 
@@ -108,7 +108,7 @@ job_begins() { # what a job needs before its first srun
 pass_on() { # pass_on SIGNAL: the ranks save and end. SLURM sends TERM to them too.
     interrupted=yes
     say "SIG$1: the ranks save and end"
-    [ "$1" = TERM ] || scancel --signal="$1" "$job"
+    [ "$1" = TERM ] || scancel --signal="$1" "$job" || say "there are no ranks"
 }
 
 wait_for() { # wait_for PID: to its end, through all signals; sets $status
@@ -135,6 +135,7 @@ requeue() { # requeue [NODES]: the job starts anew, without these nodes
     excluded=$(scontrol show job "$job" | sed -n 's/.* ExcNodeList=//p')
     scontrol requeue "$job"
     [ -n "$bad" ] || exit 0
+    say "excluding $bad"
     [ "$excluded" = "(null)" ] || bad=$excluded,$bad
     scontrol update "jobid=$job" "ExcNodeList=$bad" || die "could not exclude $bad: the job comes back on any node"
     exit 0
@@ -164,7 +165,31 @@ pretrain() { # pretrain ARGUMENTS…: under sbatch train, else check and submit
     check "$SLURM_NTASKS" "${overrides[@]}"
     trap 'pass_on USR1' USR1
     trap 'pass_on TERM' TERM
-    ranks "$logs/$SLURM_JOB_NAME-$job-%N-%t.log" launch.pretrain "${overrides[@]}" &
+    bad=$(ranks --unbuffered launch.node_check "${overrides[@]}") || { status=$? && conclude "${overrides[@]}"; }
+    [ -z "$bad" ] || requeue "$bad"
+    ranks "--output=$logs/$SLURM_JOB_NAME-$job-%N-%t.log" launch.pretrain "${overrides[@]}" &
     wait_for $!
     conclude "${overrides[@]}"
+}
+
+evaluate() { # evaluate ARGUMENTS…: under sbatch measure a checkpoint, else check and submit
+    split_arguments "$@"
+    load_cluster
+    if [ -z "${SLURM_JOB_ID:-}" ]; then
+        alone launch.evaluate "${overrides[@]}" mode=check \
+            "run.num_processes=$(($(option nodes) * $(option ntasks-per-node)))"
+        exec sbatch "${options[@]}" "$script" "${overrides[@]}"
+    fi
+    job_begins
+    alone launch.evaluate "${overrides[@]}" mode=check "run.num_processes=$SLURM_NTASKS"
+    ranks "--output=$logs/$SLURM_JOB_NAME-$job-%N-%t.log" launch.evaluate "${overrides[@]}"
+}
+
+plan() { # plan OVERRIDES…: before GPUs are taken, what training would do with them, ranks of it, and what it refuses
+    split_arguments "$@"
+    load_cluster
+    [ -n "${SLURM_JOB_ID:-}" ] || exec sbatch "${options[@]}" "$script" "${overrides[@]}"
+    alone launch.plan "${overrides[@]}"
+    alone launch.plan "${overrides[@]}" verify=true
+    alone launch.check "${overrides[@]}"
 }

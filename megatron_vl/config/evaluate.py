@@ -9,7 +9,7 @@ from megatron_vl.config.data import DataConfig
 from megatron_vl.config.parallel import ParallelConfig
 from megatron_vl.config.train import RunConfig, TrackingConfig
 
-MODES = ("benchmarks", "chat")
+MODES = ("benchmarks", "chat", "check")
 METHODS = ("choice", "generate")
 # What an option's negative log-likelihood is divided by: nothing, its scored tokens (perplexity, as in the paper),
 # or its UTF-8 bytes.
@@ -68,7 +68,7 @@ class EvaluateConfig:
     """
 
     checkpoint: str = ""
-    mode: str = "benchmarks"  # or chat
+    mode: str = "benchmarks"  # of MODES
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     chat: ChatConfig = field(default_factory=ChatConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)

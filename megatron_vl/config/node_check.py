@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from megatron_vl.config.errors import UserError
+
 
 @dataclass(kw_only=True)
 class NodeCheckConfig:
@@ -21,3 +23,16 @@ class NodeCheckConfig:
     message_mib: int = 256  # of an all-reduce
     repeats: int = 10  # of each measurement, whose median counts
     timeout_seconds: int = 300
+
+
+def check_limits(config: NodeCheckConfig) -> None:
+    """Raise UserError, naming the field, where a value makes no sense."""
+    for field in ("min_matmul_share", "min_bandwidth_share"):
+        if not 0.0 <= getattr(config, field) <= 1.0:
+            raise UserError(f"node_check.{field}={getattr(config, field)}: must be from 0 to 1")
+    for field in ("max_clock_skew_seconds", "min_free_gib", "write_mib"):
+        if getattr(config, field) < 0:
+            raise UserError(f"node_check.{field}={getattr(config, field)}: must be at least 0")
+    for field in ("matmul_size", "message_mib", "repeats", "timeout_seconds"):
+        if getattr(config, field) < 1:
+            raise UserError(f"node_check.{field}={getattr(config, field)}: must be at least 1")

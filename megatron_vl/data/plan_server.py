@@ -103,8 +103,8 @@ class _Server(socketserver.ThreadingUnixStreamServer):
 
 def main() -> None:
     """Serve until standard input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the ranks' to handle: they save first
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # they are the ranks' to handle, who save first; SLURM sends them to all
     settings = ServerSettings.from_json(json.loads(sys.stdin.readline()))
     try:
         server = _Server(settings.address, PlanBook(settings))

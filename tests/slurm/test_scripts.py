@@ -9,7 +9,7 @@ import pytest
 from tests.support.runs import CHECKOUT, command, losses, metrics, wait_for
 from tests.support.slurm import Slurm
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1500)]  # on a machine that does other work too
 
 PRETRAIN = str(CHECKOUT / "slurm" / "pretrain_1b.sh")
 # Two ranks; as many nodes as the cluster has, without GPUs.
@@ -37,11 +37,13 @@ def answers(slurm: Slurm) -> list[str]:
 
 def has_steps(slurm: Slurm, job: str, number: int) -> None:
     """Wait until so many steps are in the metrics."""
+    slurm.wait_for_state(job, "RUNNING")
     wait_for(
-        lambda: len(metrics(slurm.work / "run")) >= number or "RUNNING" not in slurm.state(job),
+        lambda: len(metrics(slurm.work / "run")) >= number or not slurm.state(job).startswith("RUNNING"),
         f"{number} steps of job {job}",
+        seconds=600,
     )
-    assert "RUNNING" in slurm.state(job), slurm.log(job)
+    assert slurm.state(job).startswith("RUNNING"), slurm.log(job)
     assert len(metrics(slurm.work / "run")) < 12, "too late to show anything"
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from tests.support.runs import CHECKOUT, wait_for
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "munged", "unshare")
+ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
+HELD = "PENDING BeginTime"  # requeued, for two minutes
 CLUSTER = CHECKOUT / "tools" / "slurm_cluster.sh"
 
 
@@ -70,15 +72,21 @@ class Slurm:
         found = re.search(r"JobState=(\S+) Reason=(\S+)", self.facts(job))
         return " ".join(found.groups()) if found else ""
 
-    def wait_for_state(self, job: str, state: str, seconds: float = 120) -> None:
+    def wait_for_state(self, job: str, state: str, seconds: float = 600) -> None:
+        """`state` begins what is waited for. Where the job has ended otherwise, it fails at once."""
         try:
-            wait_for(lambda: self.state(job).startswith(state), f"job {job} to be {state}", seconds)
+            wait_for(
+                lambda: self.state(job).startswith((state, *ENDS, *([] if "PENDING" in state else [HELD]))),
+                f"job {job} to be {state}",
+                seconds,
+            )
         except TimeoutError as error:
             raise TimeoutError(f"{error}; it is {self.state(job)}\n{self.log(job)}") from None
+        assert self.state(job).startswith(state), f"job {job} is {self.state(job)}\n{self.log(job)}"
 
     def start_again_now(self, job: str) -> None:
         """A requeued job is held for two minutes; not here."""
-        self.wait_for_state(job, "PENDING BeginTime")
+        self.wait_for_state(job, HELD)
         assert self.run("scontrol", "update", f"jobid={job}", "StartTime=now")[0] == 0
 
     def log(self, job: str) -> str:

@@ -1,0 +1,43 @@
+"""Whether the nodes of a job are fit to train on: `python -m launch.node_check [overrides]`, a process for each rank.
+
+Rank 0 prints the names of those that are not, with commas between, and nothing where all are; what was measured goes
+to standard error.
+"""
+
+from launch.check import begin
+from launch.command import run_command
+from megatron_vl.config.errors import UserError
+from megatron_vl.config.node_check import check_limits
+from megatron_vl.config.root import PretrainConfig
+from megatron_vl.device.processes import rank_environment
+from megatron_vl.train.resume import find_start, is_complete
+from megatron_vl.train.run_dir import RunDirectory
+from megatron_vl.train.settings import resolve_stages
+
+
+def node_check(config: PretrainConfig) -> int:
+    """Check, as a rank of the world that will train. Returns the exit status, which is 0 also where nodes are named."""
+    check_limits(config.node_check)
+    environment = rank_environment()
+    if environment is None:
+        raise UserError("launch.node_check is started as ranks, by the scripts in slurm/ or by torchrun")
+    run = RunDirectory(config.run.dir)
+    found = find_start(config, run)
+    if not config.node_check.enabled or (found is not None and is_complete(config, found[1])):
+        return 0
+    if environment.rank == 0:
+        run.acquire()
+        begin(run, resolve_stages(config, environment.world_size), found)
+    with run.failures_told(environment.rank):
+        from launch.node_table import show
+        from megatron_vl.measure.node_check import check_nodes
+
+        verdict = check_nodes(environment, run.path, config.node_check)
+    if verdict is not None:
+        show(verdict)
+        print(",".join(verdict.wrong))
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(node_check)
