@@ -14,13 +14,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from megatron_vl.train.metrics import BenchmarkScore, HeldoutLoss, ImageUse, JsonLines, read_rows
+from megatron_vl.train.metrics import (
+    BenchmarkScore,
+    HeldoutLoss,
+    ImageUse,
+    JsonLines,
+    StartupSeconds,
+    read_rows,
+)
 from megatron_vl.train.report import tables, write_report
 from megatron_vl.train.report.figures import VARIABLES
 from megatron_vl.train.run_dir import RunDirectory, RunStatus
 from tests.support.metrics import ROW
 
-SECTIONS = ("loss", "image-use", "heldout", "benchmarks", "samples", "mixture", "throughput", "pipeline")
+SECTIONS = (
+    "loss",
+    "image-use",
+    "heldout",
+    "benchmarks",
+    "samples",
+    "mixture",
+    "throughput",
+    "pipeline",
+    "startup",
+)
 VOID = {"meta", "img", "br", "path", "use", "rect"}
 
 
@@ -81,7 +98,10 @@ def write_steps(run: RunDirectory) -> None:
                 global_step=number,
                 modality="text" if text else "multimodal",
                 loss=float("nan") if number == 5 else 8.0 / number,
+                loss_by_source={"code": 9.0 / number} if text else {"pages": 7.0 / number, "figures": 6.0},
                 num_images=0 if text else 26,
+                mfu=None if text else 0.375,
+                mfu_with_vision=None if text else 0.4,
                 text_ratio=0.0 if stage == "adaptor" else 0.5,
                 text_share=float(text),
                 skipped=number == 5,
@@ -171,6 +191,16 @@ def write_configuration(run: RunDirectory) -> None:
     run.write_config({"model": {"name": "tiny<1>"}}, "0123456789abcdef", {"torch": "2.13.0"})
 
 
+def write_startup(run: RunDirectory) -> None:
+    rows = JsonLines(run.startup)
+    for stage, seconds, slowest in (
+        ("adaptor", {"imports": 99.0}, {"imports": 99.0}),  # an earlier start of the stage
+        ("adaptor", {"imports": 4.5, "first step": 2.0}, {"imports": 9.25, "first step": 2.5}),
+        ("joint", {"first step": 1.0}, {"first step": 1.0}),
+    ):
+        rows.append(StartupSeconds(stage=stage, step=1, global_step=1, seconds=seconds, slowest=slowest))
+
+
 WRITERS = {
     "metrics": write_steps,
     "heldout": write_heldout,
@@ -179,6 +209,7 @@ WRITERS = {
     "samples": write_samples,
     "benchmarks": write_benchmarks,
     "config": write_configuration,
+    "startup": write_startup,
 }
 
 
@@ -206,7 +237,7 @@ def test_a_full_report_stands_alone(run: RunDirectory) -> None:
     assert all(address.startswith(("#", "data:image/png;base64,")) for address in page.addresses)
     assert not re.search(r"@import|url\((?!#)|<script|<link", text)
     assert page.tags["img"] == 2
-    assert page.tags["svg"] == 6  # loss, held-out, mixture, throughput, and a timeline of each modality
+    assert page.tags["svg"] == 7  # loss twice, held-out, mixture, throughput, and a timeline of each modality
     assert len(page.ids) == len(set(page.ids))
     used = {address[1:] for address in page.addresses if address.startswith("#")}
     used |= set(re.findall(r"url\(#([^)]*)\)", text))
@@ -237,7 +268,11 @@ def test_the_page_says_what_the_files_say(run: RunDirectory) -> None:
     assert "adaptor 0.00, joint 0.50." in sections["mixture"]
     assert "joint, step 20, multimodal: 75% bubble" in sections["pipeline"]
     assert "joint multimodal 2 50% 25% 75%" in sections["pipeline"]
-    assert "adaptor multimodal 10 0.500 4,096 52.0 2.0%" in sections["throughput"]
+    assert "adaptor multimodal 10 0.500 4,096 52.0 2.0% 37.5% 40.0%" in sections["throughput"]
+    assert "joint text 10 0.500 4,096 – 2.0% – –" in sections["throughput"]
+    assert "phase adaptor joint imports 4.5 (9.2) – first step 2.0 (2.5) 1.0 (1.0)" in sections["startup"]
+    assert "together 6.5 (11.8) 1.0 (1.0)" in sections["startup"]
+    assert "pages" in sections["loss"] and "code" in sections["loss"]
     assert "steps 30 tokens 61,440 images 520" in sections[""]
     assert "skipped steps 1" in sections[""]
     assert "torch: 2.13.0" in sections[""] and "tiny<1>" in sections[""] and "0123456789" in sections[""]
@@ -248,7 +283,7 @@ def test_the_page_says_what_the_files_say(run: RunDirectory) -> None:
     [
         ({"metrics", "image_use"}, {"loss", "mixture", "throughput", "image-use"}),
         ({"heldout", "samples", "benchmarks"}, {"heldout", "samples", "benchmarks"}),
-        ({"timeline", "config"}, {"pipeline", ""}),
+        ({"timeline", "config", "startup"}, {"pipeline", "startup", ""}),
         (set(WRITERS), {"", *SECTIONS}),
     ],
     ids=["metrics", "heldout", "timeline", "everything"],

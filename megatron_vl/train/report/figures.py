@@ -26,6 +26,7 @@ VARIABLES = {
     )
 }
 INK, MUTED, GRID = VARIABLES["ink"], VARIABLES["muted"], VARIABLES["grid"]
+TINTS = matplotlib.colormaps["tab10"].colors  # type: ignore[attr-defined]
 MODALITIES = ("multimodal", "mixed", "text")
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -51,16 +52,33 @@ STYLE: dict[Any, Any] = {
 
 def loss_figure(metrics: Sequence[Row], spans: Sequence[Span]) -> str:
     """Loss by modality over global steps: every step as a dot, the running median as a line."""
-    losses = [row["loss"] for row in metrics if row["loss"] is not None]
 
     def draw(axes: Axes) -> None:
         _draw_by_modality(axes, metrics, spans, "loss")
-        if losses and max(losses) > 20 * min(losses) > 0:
-            axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.set_ylabel("loss per supervised token")
+        _loss_axis(axes, [row["loss"] for row in metrics if row["loss"] is not None])
 
     return _svg("loss", draw, height=3.5)
+
+
+def source_loss_figure(metrics: Sequence[Row], spans: Sequence[Span]) -> str:
+    """Loss by source over global steps: running medians within each stage."""
+    sources = sorted({source for row in metrics for source in row["loss_by_source"]})
+    losses = [loss for row in metrics for loss in row["loss_by_source"].values() if loss is not None]
+
+    def draw(axes: Axes) -> None:
+        for source, tint in zip(sources, TINTS * 3, strict=False):
+            label = source
+            for span in spans:
+                mine = [row for row in metrics if row["stage"] == span.stage]
+                mine = [row for row in mine if row["loss_by_source"].get(source) is not None]
+                values = [row["loss_by_source"][source] for row in mine]
+                steps = [row["global_step"] for row in mine]
+                axes.plot(*_running_median(steps, values), color=tint, label=label)
+                label = f"_{source}" if mine else source  # once in the legend
+        _loss_axis(axes, losses)
+        _steps_axis(axes, spans)
+
+    return _svg("sources", draw, height=3.0)
 
 
 def throughput_figure(metrics: Sequence[Row], spans: Sequence[Span]) -> str:
@@ -98,10 +116,9 @@ def text_ratio_figure(ratios: Sequence[Ratio], spans: Sequence[Span]) -> str:
 def heldout_figure(heldout: Sequence[Row], spans: Sequence[Span]) -> str:
     """Held-out loss by source over global steps."""
     sources = sorted({row["source"] for row in heldout})
-    tints = matplotlib.colormaps["tab10"].colors  # type: ignore[attr-defined]
 
     def draw(axes: Axes) -> None:
-        for source, tint in zip(sources, tints * 3, strict=False):
+        for source, tint in zip(sources, TINTS * 3, strict=False):
             rows = [row for row in heldout if row["source"] == source and row["loss"] is not None]
             steps, losses = [row["global_step"] for row in rows], [row["loss"] for row in rows]
             axes.plot(steps, losses, marker="o", markersize=3.5, color=tint, label=source)
@@ -155,6 +172,14 @@ def _draw_events(axes: Axes, events: Sequence[Row]) -> None:
 def _milliseconds(timeline: Row) -> float:
     events = timeline["events"]
     return 1e3 * float(max(event["end"] for event in events) - min(event["start"] for event in events))
+
+
+def _loss_axis(axes: Axes, losses: Sequence[float]) -> None:
+    """Logarithmic where they span much."""
+    if losses and max(losses) > 20 * min(losses) > 0:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_ylabel("loss per supervised token")
 
 
 def _draw_by_modality(axes: Axes, metrics: Sequence[Row], spans: Sequence[Span], field: str) -> None:

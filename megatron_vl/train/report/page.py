@@ -27,6 +27,7 @@ class _Files:
     image_use: list[tables.Row]
     benchmarks: list[tables.Row]
     timelines: list[tables.Row]
+    starts: list[tables.Row]
     samples: list[dict[str, Any]]
     config: dict[str, Any]
 
@@ -46,6 +47,8 @@ def write_report(run: RunDirectory) -> Path:
         "duration": _duration,
         "figures": _figures,
         "percent": _percent,
+        "seconds": _seconds,
+        "share": _share,
     }
     page = environment.get_template(TEMPLATE).render(
         name=run.path.resolve().name,
@@ -55,6 +58,7 @@ def write_report(run: RunDirectory) -> Path:
         spans=spans,
         totals=tables.totals(files.metrics),
         loss_figure=_figure(files.metrics, lambda: figures.loss_figure(files.metrics, spans)),
+        source_figure=_figure(files.metrics, lambda: figures.source_loss_figure(files.metrics, spans)),
         ratios=tables.text_ratios(files.metrics),
         ratio_figure=_figure(
             files.metrics, lambda: figures.text_ratio_figure(tables.text_ratios(files.metrics), spans)
@@ -72,6 +76,7 @@ def write_report(run: RunDirectory) -> Path:
         timeline_figure=_figure(
             files.timelines, lambda: figures.timeline_figure(_latest_timelines(files.timelines))
         ),
+        startup=tables.startup_table(files.starts),
         samples=files.samples,
         commit=files.config.pop("commit", None),
         versions=files.config.pop("environment", {}),
@@ -93,6 +98,7 @@ def _read(run: RunDirectory) -> _Files:
         image_use=rows(run.image_use),
         benchmarks=rows(run.benchmarks),
         timelines=rows(run.timeline),
+        starts=rows(run.startup),
         samples=samples,
         config=config,
     )
@@ -136,3 +142,12 @@ def _difference(value: float | None) -> str:
 
 def _percent(value: float) -> str:
     return f"{value:.1%}" if value < 0.1 else f"{value:.0%}"
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
+
+
+def _seconds(pair: tuple[float, float] | None) -> str:
+    """Here, and on the slowest rank."""
+    return "–" if pair is None else f"{pair[0]:.1f} ({pair[1]:.1f})"

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Any
 
+from megatron_vl.train.startup import PHASES
+
 Row = dict[str, Any]
 
 MAX_MOMENTS = 8  # evaluations that a table of benchmarks shows
@@ -55,6 +57,8 @@ class Speed:
     step_seconds: float
     tokens_per_second: float
     images_per_second: float
+    mfu: float | None  # None where no peak was known
+    mfu_with_vision: float | None
     data_wait_share: float
     read_amplification: float | None  # bytes fetched per byte used, over all steps; None where none was used
 
@@ -69,6 +73,16 @@ class Bubble:
     mean: float
     least: float
     largest: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartupTable:
+    """How long the latest start of each stage took: (seconds, on the slowest rank) of each phase, None where it had
+    no such phase, and of all together."""
+
+    stages: list[str]
+    phases: dict[str, list[tuple[float, float] | None]]
+    totals: list[tuple[float, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,11 +171,18 @@ def speeds(metrics: Sequence[Row]) -> list[Speed]:
             step_seconds=median(row["step_seconds"] for row in rows),
             tokens_per_second=median(row["tokens_per_second"] for row in rows),
             images_per_second=median(row["num_images"] / row["step_seconds"] for row in rows),
+            mfu=_median(row["mfu"] for row in rows),
+            mfu_with_vision=_median(row["mfu_with_vision"] for row in rows),
             data_wait_share=median(row["data_wait_seconds"] / row["step_seconds"] for row in rows),
             read_amplification=_read_amplification(rows),
         )
         for (stage, modality), rows in _groups(metrics, "stage", "modality").items()
     ]
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return median(known) if known else None
 
 
 def _read_amplification(rows: Sequence[Row]) -> float | None:
@@ -184,6 +205,25 @@ def bubbles(timelines: Sequence[Row]) -> list[Bubble]:
             )
         )
     return found
+
+
+def startup_table(starts: Sequence[Row]) -> StartupTable | None:
+    """None where no stage has done its first step."""
+    latest = {row["stage"]: row for row in starts}
+    phases = [phase for phase in PHASES if any(phase in row["seconds"] for row in latest.values())]
+    if not latest:
+        return None
+    return StartupTable(
+        stages=list(latest),
+        phases={
+            phase: [
+                (row["seconds"][phase], row["slowest"][phase]) if phase in row["seconds"] else None
+                for row in latest.values()
+            ]
+            for phase in phases
+        },
+        totals=[(sum(row["seconds"].values()), sum(row["slowest"].values())) for row in latest.values()],
+    )
 
 
 def heldout_table(heldout: Sequence[Row], stages: Sequence[str]) -> list[HeldoutRow]:
