@@ -4,6 +4,7 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from html import escape
+from itertools import groupby
 from typing import Any
 
 import matplotlib
@@ -68,13 +69,12 @@ def source_loss_figure(metrics: Sequence[Row], spans: Sequence[Span]) -> str:
     def draw(axes: Axes) -> None:
         for source, tint in zip(sources, TINTS * 3, strict=False):
             label = source
-            for span in spans:
-                mine = [row for row in metrics if row["stage"] == span.stage]
-                mine = [row for row in mine if row["loss_by_source"].get(source) is not None]
-                values = [row["loss_by_source"][source] for row in mine]
-                steps = [row["global_step"] for row in mine]
+            mine = [row for row in metrics if row["loss_by_source"].get(source) is not None]
+            for _, rows in groupby(mine, lambda row: row["stage"]):
+                points = [(row["global_step"], row["loss_by_source"][source]) for row in rows]
+                steps, values = zip(*points, strict=True)
                 axes.plot(*_running_median(steps, values), color=tint, label=label)
-                label = f"_{source}" if mine else source  # once in the legend
+                label = f"_{source}"  # once in the legend
         _loss_axis(axes, losses)
         _steps_axis(axes, spans)
 
