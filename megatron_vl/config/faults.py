@@ -19,7 +19,7 @@ class FaultsConfig:
     spike_window: int = 128
     skipped_in_a_row: int = 5
     max_rollbacks: int = 3
-    compare_replicas_every: int = 100  # steps; before checkpoints too. 0: never
+    compare_replicas_every: int = 10  # steps; at checkpoints too. 0: never
     collect_garbage_every: int = 50  # steps, on all ranks at the same one
 
 

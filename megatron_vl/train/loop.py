@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch.distributed as dist
+from torch import Tensor
 
 from megatron_vl.checkpoint.state import RunState
 from megatron_vl.checkpoint.store import CheckpointStore
@@ -12,13 +14,16 @@ from megatron_vl.config.root import PretrainConfig
 from megatron_vl.data.batch import mask_failed
 from megatron_vl.data.loader import LoadedStep
 from megatron_vl.data.microbatch import Microbatch
+from megatron_vl.data.types import TEXT
 from megatron_vl.device.garbage import Collector
 from megatron_vl.device.machine import Device
 from megatron_vl.device.process_group import set_timeout
 from megatron_vl.device.trail import TRAIL
 from megatron_vl.parallel.gradients import parameters_at_rest
 from megatron_vl.parallel.pipeline import agree_on_plan
+from megatron_vl.parallel.replicas import witnesses
 from megatron_vl.parallel.timeline import Timeline, bubble_fraction
+from megatron_vl.train.explain import corruption, out_of_memory_explained
 from megatron_vl.train.metrics import BenchmarkScore, HeldoutLoss, ImageUse, StartupSeconds
 from megatron_vl.train.profiling import ProfilerWindow
 from megatron_vl.train.recorder import Recorder
@@ -79,7 +84,8 @@ def train_stage(stage: Stage, run: Run) -> str:
         skipped and the stage must go on from an earlier checkpoint; the same on all ranks.
 
     Raises:
-        UserError: too many samples cannot be decoded, or replicas of a parameter differ.
+        UserError: too many samples cannot be decoded, or memory does not suffice.
+        CorruptionError: replicas of a parameter differ.
     """
     settings, config = stage.settings, run.config
     num_steps, stop_at = settings.values.steps, config.train.stop_at
@@ -144,7 +150,13 @@ def _train_and_record(stage: Stage, run: Run, loaded: LoadedStep) -> bool:
     global_step = stage.settings.first_global_step + step - 1
     run.profiler.before(global_step)
     max_loss = stage.health.max_loss(loaded.plan.modality, faults)
-    result = _train(stage, loaded, run, max_loss)
+    pipeline_rank = stage.model.groups.pipeline_rank
+    with out_of_memory_explained(run.config, stage.settings, pipeline_rank, run.device):
+        result = _train(stage, loaded, run, max_loss)
+    if result.corrupted:
+        error = corruption(stage.settings.name, step, result.corrupted)
+        run.recorder.fault({"kind": "corruption", **_place(stage, loaded), "message": str(error)})
+        raise error
     run.recorder.step(stage.meter.row(loaded, result, stage.schedule.at(step)))
     run.profiler.after(global_step)
     _record_timeline(stage, run, loaded, timeline)
@@ -188,8 +200,21 @@ def _train(stage: Stage, loaded: LoadedStep, run: Run, max_loss: float) -> StepR
         compute_seconds=computed,
         max_loss=max_loss,
         sources=tuple(sorted(stage.settings.values.sources)),
+        witnesses=_witnesses(stage, run, loaded),
     )
     return train_step(model.chunks, model.optimizer, microbatches, model.groups, max_norm, vote, model.spread)
+
+
+def _witnesses(stage: Stage, run: Run, loaded: LoadedStep) -> Callable[[], Tensor] | None:
+    """Every so many steps, and where a checkpoint comes by the calendar: none is to be made of corrupted parameters."""
+    faults, step, model = run.config.train.faults, loaded.plan.step, stage.model
+    saves = step in (stage.settings.values.steps, run.config.train.stop_at)
+    if not faults.compare_replicas_every or (
+        step % faults.compare_replicas_every and step % run.config.checkpoint.every and not saves
+    ):
+        return None
+    with_images = loaded.plan.modality != TEXT
+    return partial(witnesses, model.chunks, model.optimizer.inner, with_images=with_images)
 
 
 def _agree(loaded: LoadedStep, stage: Stage) -> list[Microbatch]:

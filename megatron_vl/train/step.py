@@ -1,6 +1,7 @@
 """One optimizer step: forward and backward over the pipeline, one agreement between all ranks, update."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
@@ -15,6 +16,7 @@ from megatron_vl.device.trail import TRAIL
 from megatron_vl.model.spread import Spread
 from megatron_vl.parallel.groups import Groups
 from megatron_vl.parallel.pipeline import run_microbatches
+from megatron_vl.parallel.replicas import NUM_WITNESSES, suspects
 from megatron_vl.train.by_source import losses_by_source, tokens_by_source, told_apart
 from megatron_vl.train.optimizer import Optimizer
 from megatron_vl.train.stragglers import Straggler, straggler
@@ -42,6 +44,7 @@ class StepResult:
     skipped: bool  # loss or gradients were not finite, or the loss a spike: the weights are unchanged
     seconds: float
     straggler: Straggler | None  # of the step before
+    corrupted: list[int]  # ranks whose parameters were not those of their replicas: the weights are unchanged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +53,8 @@ class Vote:
     has read since the step before, and how long it computed in that one.
 
     Ranks of one `plan_group` must have one `plan_digest` (below 2^52: exact in fp64). The same on all ranks:
-    `max_loss`, where a loss becomes a spike, and `sources`, whose losses and tokens are told apart.
+    `max_loss`, where a loss becomes a spike, `sources`, whose losses and tokens are told apart, and whether there are
+    `witnesses`, which say what parameters a rank has computed with (`parallel.replicas`).
     """
 
     stop_requested: bool = False
@@ -60,6 +64,13 @@ class Vote:
     compute_seconds: float = 0.0
     max_loss: float = math.inf
     sources: tuple[str, ...] = ()
+    witnesses: Callable[[], Tensor] | None = None
+
+    @property
+    def of_rank(self) -> tuple[float, ...]:
+        """What stands in the rank's own places; what the device says comes there later."""
+        later = (0.0,) * NUM_WITNESSES if self.witnesses else ()
+        return (self.plan_group, self.plan_digest, self.compute_seconds, *later)
 
 
 def train_step(
@@ -73,9 +84,9 @@ def train_step(
 ) -> StepResult:
     """Train on this rank's microbatches of one global batch; `spread` encodes their images first.
 
-    Ranks agree by one all-reduce of a vector on gradient norm, finiteness, loss, counts, signals and plans; reading
-    it is the step's only device-to-host synchronisation. A non-finite value on any rank, or a loss above
-    `vote.max_loss`, skips the update on all.
+    Ranks agree by one all-reduce of a vector on gradient norm, finiteness, loss, counts, signals, plans and replicas;
+    reading it is the step's only device-to-host synchronisation. A non-finite value on any rank, a loss above
+    `vote.max_loss`, or corrupted parameters skip the update on all.
 
     Raises:
         RuntimeError: ranks that deal rows among themselves have planned different ones; names the ranks.
@@ -95,6 +106,9 @@ def train_step(
     if groups.is_last_stage and groups.tensor_rank == 0:
         mine[1], mine[2] = losses.loss_sum, losses.num_tokens
         mine[FIXED : FIXED + 2 * num_sources] = losses_by_source(losses, vote.sources)
+    if vote.witnesses is not None:
+        own = len(mine) - len(vote.of_rank) * (dist.get_world_size() - dist.get_rank() - 1)
+        mine[own - NUM_WITNESSES : own] = vote.witnesses()
     TRAIL.at("agreement of all ranks", waits=True)
     dist.all_reduce(mine)
     summed = mine.tolist()
@@ -102,15 +116,17 @@ def train_step(
         :FIXED
     ]
     loss_by_source, num_tokens_by_source = told_apart(vote.sources, summed[FIXED : FIXED + 3 * num_sources])
-    by_rank = summed[FIXED + 3 * num_sources :]
+    width = len(vote.of_rank)
+    by_rank = [summed[place : place + width] for place in range(FIXED + 3 * num_sources, len(summed), width)]
     TRAIL.at("update")
-    check_plans(by_rank[::3], by_rank[1::3])
+    check_plans([one[0] for one in by_rank], [one[1] for one in by_rank])
+    corrupted = suspects([one[3:] for one in by_rank], groups.topology) if vote.witnesses else []
 
     per_token = 1.0 / max(supervised, 1.0)
     norm = math.sqrt(squares_sum) * per_token if squares_sum >= 0 else math.nan
     loss = loss_sum * per_token
     is_sound = math.isfinite(norm) and math.isfinite(loss) and loss <= vote.max_loss
-    if is_sound:
+    if is_sound and not corrupted:
         optimizer.step(per_token * min(1.0, max_norm / (norm + 1e-6)))
     return StepResult(
         loss=loss,
@@ -128,14 +144,15 @@ def train_step(
         stop_requested=stops > 0,
         skipped=not is_sound,
         seconds=perf_counter() - began,
-        straggler=straggler(by_rank[2::3], groups.topology.pipeline_size),
+        straggler=straggler([one[2] for one in by_rank], groups.topology.pipeline_size),
+        corrupted=corrupted,
     )
 
 
 def _told(microbatches: list[Microbatch], groups: Groups, vote: Vote) -> Tensor:
     """What the host knows of the vector that all ranks add up: FIXED places, of which 0 to 2 are for what the device
-    computes; three for each source, of which the device computes two; three for each rank."""
-    of_rank = (vote.plan_group, vote.plan_digest, vote.compute_seconds)
+    computes; three for each source, of which the device computes two; those of each rank."""
+    of_rank = vote.of_rank
     by_source = FIXED + 2 * len(vote.sources)
     by_rank = by_source + len(vote.sources)
     told = torch.zeros(by_rank + len(of_rank) * dist.get_world_size(), dtype=torch.float64)

@@ -68,6 +68,53 @@ def stopped(told: dict[str, Any]) -> None:
     before_step(lambda stage: os.kill(os.getpid(), signal.SIGSTOP) if is_due(told) else None)
 
 
+@fault
+def signalled(told: dict[str, Any]) -> None:
+    """A rank gets SIGUSR1 before its step, and SIGTERM while it saves the checkpoint that follows."""
+    from megatron_vl.train import loop
+
+    save = loop._save
+
+    def save_under_signal(*arguments: Any) -> None:
+        if int(os.environ["RANK"]) == told["rank"]:
+            os.kill(os.getpid(), signal.SIGTERM)
+        save(*arguments)
+
+    loop._save = save_under_signal
+    before_step(lambda stage: os.kill(os.getpid(), signal.SIGUSR1) if is_due(told) else None)
+
+
+@fault
+def out_of_memory(told: dict[str, Any]) -> None:
+    """A rank asks for more than there is, in the forward pass of its second microbatch."""
+    import torch
+
+    from megatron_vl.device.trail import TRAIL
+    from megatron_vl.parallel import pipeline
+
+    forward = pipeline._forward_step
+
+    def forward_step(*arguments: Any, **named: Any) -> Any:
+        if is_due(told) and TRAIL.number == 2:
+            torch.empty(1 << 60)
+        return forward(*arguments, **named)
+
+    pipeline._forward_step = forward_step
+
+
+@fault
+def corrupted(told: dict[str, Any]) -> None:
+    """A bit of a rank's first parameter flips before its step."""
+    import torch
+
+    def flip(stage: Any) -> None:
+        if is_due(told):
+            parameter = next(iter(stage.model.chunks[0].module.parameters()))
+            parameter.data.view(torch.int32).view(-1)[0] ^= 1 << 25
+
+    before_step(flip)
+
+
 def main() -> None:
     told = json.loads(os.environ["FAULT"])
     if "RANK" in os.environ:
