@@ -2,8 +2,7 @@
 
 Counted are storages, as autograd holds them for our modules: a view keeps the whole tensor that it looks at. H hidden
 size, F MLP size, V vocabulary, A heads, D head size; T tokens of a microbatch, of which a rank normalises T/tp under
-sequence parallelism. `fused` kernels are TransformerEngine's with flash attention; without them norms are made
-of elementwise operators, which keep their operands in fp32.
+sequence parallelism. `fused` kernels are TransformerEngine's with flash attention.
 """
 
 from dataclasses import dataclass
@@ -58,12 +57,8 @@ class Activations:
 
     @property
     def norm(self) -> int:
-        """A norm's input and its statistics; where weights train, also what they multiply."""
-        values = self.num_local_tokens * self.language.hidden_size
-        statistics = FP32 * self.num_local_tokens
-        if self.fused:
-            return self.hidden + statistics
-        return FP32 * values * (2 if self.decoder_trains else 1) + statistics  # operators compute in fp32
+        """A norm's input and its statistics."""
+        return self.hidden + FP32 * self.num_local_tokens
 
     @property
     def attention(self) -> int:
@@ -110,8 +105,7 @@ class Activations:
     def embedded(self) -> int:
         """Stage zero's output, of which sequence parallelism's part is a view: kept whole, beside what the first norm
         holds of it."""
-        held = self.hidden if self.fused or self.element_bytes == FP32 else 0
-        return self._whole - held
+        return self._whole - self.hidden
 
     @property
     def gathered(self) -> int:
