@@ -114,6 +114,22 @@ def test_cancelled_jobs_stay_away(slurm: Slurm, data_root: Path) -> None:
     assert slurm.state(job).startswith("CANCELLED")
 
 
+def test_a_bad_node_is_excluded(slurm: Slurm, data_root: Path) -> None:
+    """n2 finds no space where the run writes, n1 does."""
+    (slurm.work / "run").mkdir()
+    inside = ("nsenter", f"--target={(slurm.folder / 'n2.pid').read_text().strip()}", "--mount")
+    full = (*inside, "mount", "-t", "tmpfs", "-o", "size=64k", "none", str(slurm.work / "run"))
+    assert slurm.run(*full)[0] == 0
+    small = ("matmul_size=128", "message_mib=1", "write_mib=1", "min_free_gib=0.1", "min_matmul_share=0")
+    check = ["node_check.enabled=true", *(f"node_check.{value}" for value in small)]
+    job = slurm.submit("sbatch", *SHAPE, PRETRAIN, *overrides(data_root, "run", *check))
+    slurm.wait_for_state(job, "PENDING Beg")
+    wait_for(lambda: "ExcNodeList=n2" in slurm.facts(job), "n2 to be excluded")
+    assert "No space left on device" in slurm.log(job)
+    assert not metrics(slurm.work / "run")
+    assert slurm.run(*inside, "umount", str(slurm.work / "run"))[0] == 0
+
+
 def test_a_sweep_in_an_array(slurm: Slurm, data_root: Path) -> None:
     """Each line of the file is a run with a folder of its own, at another parallel setting."""
     (slurm.work / "sizes.txt").write_text(
