@@ -25,6 +25,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from launch.ranks import FORWARDED
+from megatron_vl.config.errors import UserError
 from megatron_vl.device.processes import LAUNCHER_VARIABLE, rank_environment
 from megatron_vl.train.metrics import read_rows
 from megatron_vl.train.run_dir import RunDirectory, write_atomically
@@ -103,11 +104,7 @@ class SweepCallback(Callback):
                 f"{own_folder[0]}: each job of a sweep has a run directory of its own; name the folder of all with "
                 "hydra.sweep.dir=DIR"
             )
-        if rank_environment() is not None:
-            _refuse(
-                "this process is one rank of torchrun or srun, but a sweep starts the ranks of its jobs itself: start "
-                "it alone; hydra/launcher=slurm makes a SLURM job of each of its jobs"
-            )
+        _refuse_ranks()
         self.accounts = Path(config.hydra.sweep.dir) / ACCOUNTS / uuid.uuid4().hex
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -168,6 +165,18 @@ def summary(jobs: Sequence[Job]) -> str:
         log = f", log {job.log}" if job.log and job.state != DONE else ""
         lines.append(f"  job {job.number}: {job.name}: {state}{loss}: {job.folder}{log}")
     return "\n".join(lines)
+
+
+def _refuse_ranks() -> None:
+    try:
+        is_rank = rank_environment() is not None
+    except UserError as error:
+        _refuse(str(error))
+    if is_rank:
+        _refuse(
+            "this process is one rank of torchrun or srun, but a sweep starts the ranks of its jobs itself: start "
+            "it alone; hydra/launcher=slurm makes a SLURM job of each of its jobs"
+        )
 
 
 def _refuse(message: str) -> NoReturn:

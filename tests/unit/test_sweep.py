@@ -72,6 +72,7 @@ def test_a_search_counts_a_failed_job_as_the_worst(tmp_path: Path) -> None:
             | {"WORLD_SIZE": "1", "MASTER_ADDR": "localhost"},
             "error: this process is one rank of torchrun or srun",
         ),
+        ([], {"RANK": "0"}, "error: RANK is set to '0' but LOCAL_RANK, "),
     ],
 )
 def test_what_no_job_could_do_is_refused_once(
