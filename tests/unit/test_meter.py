@@ -54,6 +54,7 @@ RESULT = StepResult(
     skipped=False,
     seconds=1.5,
     straggler=None,
+    corrupted=[],
 )
 MODALITY = {"pages": "multimodal", "text": "text"}
 
