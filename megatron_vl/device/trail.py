@@ -6,16 +6,18 @@ Leaving one costs a fraction of a microsecond.
 
 from dataclasses import dataclass
 
-START = "start"  # which has a time-out of its own
-
 
 @dataclass
 class Trail:
-    """The last mark that this process has left. `waits`: for other ranks, rather than being at work of its own."""
+    """The last mark that this process has left. `waits`: for other ranks, rather than being at work of its own.
+
+    `starting`: the first step of the stage is not done, for which ranks have more time.
+    """
 
     stage: str = ""
     step: int = 0
-    phase: str = START
+    starting: bool = True
+    phase: str = "start"
     number: int = 0  # of the pass of this phase within the step, from 1; 0 where there is but one
     waits: bool = False
     moves: int = 0  # marks left so far
@@ -25,9 +27,14 @@ class Trail:
         self.phase, self.number, self.waits = phase, number, waits
         self.moves += 1
 
-    def begin_step(self, stage: str, step: int) -> None:
+    def begin_stage(self, stage: str) -> None:
+        """Marks from here on belong to the start of this stage."""
+        self.stage, self.step, self.starting = stage, 0, True
+        self.at("start")
+
+    def begin_step(self, step: int) -> None:
         """Marks from here on belong to this step."""
-        self.stage, self.step = stage, step
+        self.step = step
 
     def __str__(self) -> str:
         what = f"{self.phase} {self.number}" if self.number else self.phase

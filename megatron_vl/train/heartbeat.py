@@ -26,7 +26,7 @@ from megatron_vl.device.trail import TRAIL
 from megatron_vl.train.watch import LEFT, Beat, Watch
 
 EXIT_STATUS = 1
-_VERDICT = "megatron_vl/heartbeat/verdict"
+_VERDICT = "verdict"
 
 
 class Heartbeat:
@@ -60,15 +60,18 @@ class Heartbeat:
             self._exchange.join(self._interval)  # it may be stuck: rank 0 may be the one that hangs
             faulthandler.cancel_dump_traceback_later()
 
-    def _connect(self) -> dist.TCPStore:
+    def _connect(self) -> dist.PrefixStore:
         """A connection of its own: what waits in the other one must not hold it up."""
-        store = dist.TCPStore(
+        client = dist.TCPStore(
             self._environment.master_addr,
             self._environment.master_port,
             is_master=False,
             wait_for_workers=False,
             timeout=timedelta(seconds=self._hang_seconds),
         )
+        # torchrun's store outlives its ranks: beats and verdicts of those before must not be taken for ours.
+        start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(f"megatron_vl/heartbeat/{start}", client)
         store.set(_key(self._rank), self._beat().to_json())
         if self._rank == 0:
             store.set(_VERDICT, "")
@@ -127,4 +130,4 @@ class Heartbeat:
 
 
 def _key(rank: int) -> str:
-    return f"megatron_vl/heartbeat/{rank}"
+    return f"beat/{rank}"

@@ -99,7 +99,7 @@ def train_stage(stage: Stage, run: Run) -> str:
     for step in range(stage.first_step, num_steps + 1):
         if stop_at is not None and step > stop_at:  # a resumed run that had stopped there
             return "stopped"
-        TRAIL.begin_step(settings.name, step)
+        TRAIL.begin_step(step)
         TRAIL.at("reading data")
         loaded = next(stage.loader)
         stop_requested = not _is_given_up(stage, run, loaded) and _train_and_record(stage, run, loaded)
@@ -124,6 +124,7 @@ def _started(stage: Stage, run: Run) -> None:
     """The first step is done: what the start took is recorded, and from now on ranks wait less long for each other."""
     run.startup.ended("first step")
     set_timeout(run.config.run.timeout_seconds)
+    TRAIL.starting = False
     run.recorder.started(
         StartupSeconds(
             stage=stage.settings.name,

@@ -4,13 +4,13 @@ A row of kind `rolled_back` takes effect whenever its stage is opened from then 
 after a restart, even one that comes before the next checkpoint.
 """
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch.distributed as dist
 
+from megatron_vl.checkpoint.folder import discard
 from megatron_vl.checkpoint.state import read_state, whole_checkpoints
 from megatron_vl.config.errors import UserError
 from megatron_vl.train.health import Health, steps_to_give_up
@@ -103,6 +103,6 @@ def _read(path: Path) -> list[Rollback]:
 
 def _drop_later(checkpoints: Path, global_step: int) -> None:
     """What was saved of steps that will be trained again must not be resumed."""
-    for path in whole_checkpoints(checkpoints):
+    for path in list(whole_checkpoints(checkpoints)):
         if read_state(path).global_step > global_step:
-            shutil.rmtree(path)
+            discard(path)

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from megatron_vl.checkpoint.state import RunState
 from megatron_vl.config.root import PretrainConfig
 from megatron_vl.device.process_group import set_timeout
-from megatron_vl.device.trail import START, TRAIL
+from megatron_vl.device.trail import TRAIL
 from megatron_vl.train.division import AUTO
 from megatron_vl.train.health import Health
 from megatron_vl.train.loop import Run, train_stage
@@ -18,6 +18,7 @@ from megatron_vl.train.rollback import ROLLED_BACK, given_up_in, read_rollbacks,
 from megatron_vl.train.settings import StageSettings
 from megatron_vl.train.sources import Sources
 from megatron_vl.train.stage import Start, open_stage
+from megatron_vl.train.start import agree_on_start
 
 # A checkpoint, and the state of this run there, if it is one of its own.
 Standing = tuple[Path | None, RunState | None]
@@ -42,7 +43,7 @@ def pretrain(
         outcome, health = _run_stage(settings, sources, run, standing)
         while outcome == ROLLED_BACK:
             roll_back(settings, health, run.config.train.faults.max_rollbacks, run.recorder)
-            outcome, health = _run_stage(settings, sources, run, _standing(run))
+            outcome, health = _run_stage(settings, sources, run, _gone_back(run))
         standing = _standing(run)
         if outcome != "complete":
             break
@@ -68,7 +69,7 @@ def _run_stage(settings: StageSettings, sources: Sources, run: Run, standing: St
     given_up = given_up_in(settings.name, read_rollbacks(run.recorder.run.faults))
     set_timeout(run.config.run.start_timeout_seconds)
     start = Start(checkpoint=checkpoint, resume=resume, startup=run.startup, given_up=frozenset(given_up))
-    TRAIL.at(START)
+    TRAIL.begin_stage(settings.name)
     with ExitStack() as exits:
         stage = open_stage(run.config, settings, sources, run.device, start, exits)
         outcome = train_stage(stage, run)
@@ -81,6 +82,14 @@ def _with_layouts_of_rank_zero(stages: list[StageSettings]) -> list[StageSetting
     layouts = [stage.layout for stage in stages]
     dist.broadcast_object_list(layouts)
     return [replace(stage, layout=layout) for stage, layout in zip(stages, layouts, strict=True)]
+
+
+def _gone_back(run: Run) -> Standing:
+    """The newest checkpoint that is left, every byte of it read, or what the run began with. Collective."""
+    found, notices = agree_on_start(run.config, run.recorder.run)
+    for notice in notices:
+        run.recorder.say(notice)
+    return found or (_initial(run.config), None)
 
 
 def _standing(run: Run) -> Standing:

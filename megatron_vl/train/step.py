@@ -17,6 +17,7 @@ from megatron_vl.model.spread import Spread
 from megatron_vl.parallel.groups import Groups
 from megatron_vl.parallel.pipeline import run_microbatches
 from megatron_vl.parallel.replicas import NUM_WITNESSES, suspects
+from megatron_vl.planning.topology import Topology
 from megatron_vl.train.by_source import losses_by_source, tokens_by_source, told_apart
 from megatron_vl.train.optimizer import Optimizer
 from megatron_vl.train.stragglers import Straggler, straggler
@@ -42,7 +43,7 @@ class StepResult:
     bytes_used: int
     stop_requested: bool  # some rank has received a signal
     skipped: bool  # loss or gradients were not finite, or the loss a spike: the weights are unchanged
-    seconds: float
+    seconds: float  # that it took
     straggler: Straggler | None  # of the step before
     corrupted: list[int]  # ranks whose parameters were not those of their replicas: the weights are unchanged
 
@@ -111,23 +112,28 @@ def train_step(
         mine[own - NUM_WITNESSES : own] = vote.witnesses()
     TRAIL.at("agreement of all ranks", waits=True)
     dist.all_reduce(mine)
-    summed = mine.tolist()
-    squares_sum, loss_sum, supervised, tokens, samples, failed, images, pairs, stops, fetched, used = summed[
+    result = _result(mine.tolist(), vote, groups.topology)
+    TRAIL.at("update")
+    if not result.skipped and not result.corrupted:
+        per_token = 1.0 / max(result.num_supervised_tokens, 1)
+        optimizer.step(per_token * min(1.0, max_norm / (result.gradient_norm + 1e-6)))
+    return replace(result, seconds=perf_counter() - began)
+
+
+def _result(summed: list[float], vote: Vote, topology: Topology) -> StepResult:
+    """What the vector of `_told`, added up over all ranks, says. Raises RuntimeError as `train_step` does."""
+    squares, loss_sum, supervised, tokens, samples, failed, images, pairs, stops, fetched, used = summed[
         :FIXED
     ]
-    loss_by_source, num_tokens_by_source = told_apart(vote.sources, summed[FIXED : FIXED + 3 * num_sources])
+    ranks_begin = FIXED + 3 * len(vote.sources)
+    loss_by_source, num_tokens_by_source = told_apart(vote.sources, summed[FIXED:ranks_begin])
     width = len(vote.of_rank)
-    by_rank = [summed[place : place + width] for place in range(FIXED + 3 * num_sources, len(summed), width)]
-    TRAIL.at("update")
+    by_rank = [summed[place : place + width] for place in range(ranks_begin, len(summed), width)]
     check_plans([one[0] for one in by_rank], [one[1] for one in by_rank])
-    corrupted = suspects([one[3:] for one in by_rank], groups.topology) if vote.witnesses else []
-
     per_token = 1.0 / max(supervised, 1.0)
-    norm = math.sqrt(squares_sum) * per_token if squares_sum >= 0 else math.nan
+    norm = math.sqrt(squares) * per_token if squares >= 0 else math.nan
     loss = loss_sum * per_token
     is_sound = math.isfinite(norm) and math.isfinite(loss) and loss <= vote.max_loss
-    if is_sound and not corrupted:
-        optimizer.step(per_token * min(1.0, max_norm / (norm + 1e-6)))
     return StepResult(
         loss=loss,
         gradient_norm=norm,
@@ -143,9 +149,9 @@ def train_step(
         bytes_used=int(used),
         stop_requested=stops > 0,
         skipped=not is_sound,
-        seconds=perf_counter() - began,
-        straggler=straggler([one[2] for one in by_rank], groups.topology.pipeline_size),
-        corrupted=corrupted,
+        seconds=math.nan,
+        straggler=straggler([one[2] for one in by_rank], topology.pipeline_size),
+        corrupted=suspects([one[3:] for one in by_rank], topology) if vote.witnesses else [],
     )
 
 

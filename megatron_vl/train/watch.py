@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Self
 
-from megatron_vl.device.trail import START, Trail
+from megatron_vl.device.trail import Trail
 
 LEFT = "left"  # the phase of a rank that has ended well
 MAX_NAMED = 8  # ranks, in a message
@@ -25,13 +25,22 @@ class Beat:
     moves: int
     phase: str
     waits: bool
+    starting: bool
     place: str  # its last mark
 
     @classmethod
     def of(cls, trail: Trail, host: str, pid: int, number: int) -> Self:
         """A beat at the trail's last mark."""
-        moves, phase, waits = trail.moves, trail.phase, trail.waits
-        return cls(host=host, pid=pid, number=number, moves=moves, phase=phase, waits=waits, place=str(trail))
+        return cls(
+            host=host,
+            pid=pid,
+            number=number,
+            moves=trail.moves,
+            phase=trail.phase,
+            waits=trail.waits,
+            starting=trail.starting,
+            place=str(trail),
+        )
 
     @classmethod
     def from_json(cls, text: bytes | str) -> Self:
@@ -89,7 +98,7 @@ class Watch:
     def standstill(self, now: float) -> str | None:
         """Where all ranks are, if none has moved; None while one does, or is starting."""
         here = self._here()
-        if not here or any(seen.beat.phase == START for seen in here.values()):
+        if not here or any(seen.beat.starting for seen in here.values()):
             return None
         seconds = min(now - seen.moved_at for seen in here.values())
         if seconds <= self._hang_seconds:

@@ -43,7 +43,8 @@ def test_where_and_what_was_expected(
 ) -> None:
     monkeypatch.setattr(dist, "get_rank", lambda: 1)
     (stage,) = resolve_stages(config, world_size=2)
-    TRAIL.begin_step("joint", 17)
+    TRAIL.begin_stage("joint")
+    TRAIL.begin_step(17)
     TRAIL.at("backward", 3)
     with (
         pytest.raises(UserError) as caught,

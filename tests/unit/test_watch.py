@@ -2,15 +2,24 @@
 
 from dataclasses import replace
 
-from megatron_vl.device.trail import START, Trail
+from megatron_vl.device.trail import Trail
 from megatron_vl.train.watch import LEFT, Beat, Watch
 
 HANG = 10.0
 
 
-def beat(number: int, moves: int = 0, phase: str = "forward", waits: bool = False) -> Beat:
+def beat(
+    number: int, moves: int = 0, phase: str = "forward", waits: bool = False, starting: bool = False
+) -> Beat:
     return Beat(
-        host="n1", pid=7, number=number, moves=moves, phase=phase, waits=waits, place=f"step 3, {phase}"
+        host="n1",
+        pid=7,
+        number=number,
+        moves=moves,
+        phase=phase,
+        waits=waits,
+        starting=starting,
+        place=f"step 3, {phase}",
     )
 
 
@@ -59,7 +68,7 @@ def test_a_start_may_take_longer_and_a_rank_may_leave() -> None:
     watch = Watch(HANG)
     for second in range(50):
         watch.hear(0, beat(second), second)
-        watch.hear(1, beat(second, phase=START), second)
+        watch.hear(1, beat(second, starting=True), second)
     assert watch.standstill(49) is None
     watch.hear(1, beat(50, phase=LEFT), 50)
     watch.hear(0, beat(100), 100)
@@ -86,11 +95,12 @@ def test_many_silent_ranks_are_counted() -> None:
 
 def test_a_beat_comes_back_from_the_store_and_tells_the_last_mark() -> None:
     trail = Trail()
-    trail.begin_step("joint", 17)
+    trail.begin_stage("joint")
+    trail.begin_step(17)
     trail.at("forward", 3)
     trail.at("forward-recv", waits=True)
     told = Beat.of(trail, host="n1", pid=7, number=1)
-    assert told.place == "stage joint, step 17, forward-recv" and told.waits and told.moves == 2
+    assert told.place == "stage joint, step 17, forward-recv" and told.waits and told.moves == 3
     trail.at("backward", 3)
     assert str(trail) == "stage joint, step 17, backward 3"
     assert Beat.from_json(told.to_json().encode()) == told
