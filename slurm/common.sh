@@ -43,7 +43,7 @@ alone() { # alone MODULE OVERRIDES…: one process on one machine, no rank. Only
 ranks() { # ranks OPTION MODULE OVERRIDES…: a process for each rank, which srun's variables tell which it is
     local option=$1
     shift
-    srun --kill-on-bad-exit=1 --wait=120 --open-mode=append "$option" \
+    srun --kill-on-bad-exit=1 --wait=600 --open-mode=append "$option" \
         "${srun_options[@]}" "${contained[@]}" "${inside[@]}" "$python" -m "$@"
 }
 
@@ -97,7 +97,7 @@ check_all() { # before anything is asked for, the run or every run of the sweep
 job_begins() { # what a job needs before its first srun
     job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID} # one number may mean the whole array
     job=${job:-$SLURM_JOB_ID}
-    MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+    read -r MASTER_ADDR < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
     export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
     logs=logs/$SLURM_JOB_NAME-$job
     mkdir -p "$logs"
@@ -152,17 +152,23 @@ conclude() { # conclude OVERRIDES…: as the run's status says, never by a signa
     esac
 }
 
-pretrain() { # pretrain ARGUMENTS…: under sbatch train, else check and submit
+check_failed() { # check_failed OVERRIDES…: what was well at an earlier start may be so again, such as an object store
+    status=1
+    [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] || exit "$status"
+    conclude "$@"
+}
+
+pretrain() { # pretrain EXPERIMENT ARGUMENTS…: under sbatch train, else check and submit
     split_arguments "$@"
     load_cluster
     if [ -z "${SLURM_JOB_ID:-}" ]; then
         check_all
-        exec sbatch "${options[@]}" "$script" "${overrides[@]}"
+        exec sbatch "${options[@]}" "$script" "${overrides[@]:1}" # the experiment is the script's
     fi
     [ -z "${SWEEP:-}" ] || sweep_line "${SLURM_ARRAY_TASK_ID:?SWEEP needs an array}"
     overrides+=("${swept[@]}")
     job_begins
-    check "$SLURM_NTASKS" "${overrides[@]}"
+    check "$SLURM_NTASKS" "${overrides[@]}" || check_failed "${overrides[@]}"
     trap 'pass_on USR1' USR1
     trap 'pass_on TERM' TERM
     bad=$(ranks --unbuffered launch.node_check "${overrides[@]}") || { status=$? && conclude "${overrides[@]}"; }
