@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from megatron_vl.checkpoint.state import whole_checkpoints
 from tests.support.runs import command, finish, losses, metrics, start, wait_for
 
 SETTINGS = {
@@ -42,7 +43,14 @@ def test_same_losses_to_the_last_bit(setting: str, data_root: Path, tmp_path: Pa
     victim, rows = KILLS[setting]
     arguments = command(data_root, tmp_path / "killed", *overrides)
     process = start(arguments)
-    wait_for(lambda: len(metrics(tmp_path / "killed")) >= rows or process.poll() is not None, f"{rows} steps")
+    checkpoints = tmp_path / "killed" / "checkpoints"
+    wait_for(
+        lambda: (
+            (len(metrics(tmp_path / "killed")) >= rows and len(whole_checkpoints(checkpoints)) > 0)
+            or process.poll() is not None
+        ),
+        f"{rows} steps and a checkpoint",
+    )
     ranks = ranks_of(process.pid)
     target = process.pid if victim == "launcher" else ranks[int(victim[-1])].pid
     os.kill(target, signal.SIGKILL)

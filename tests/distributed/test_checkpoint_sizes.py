@@ -12,7 +12,8 @@ from tests.support.ranks import run_ranks
 from tests.support.saving import all_tensors, resumed_by, saved_by, store_in, trainee
 from tests.support.training import Case
 
-ONE, TP2 = Case(), Case(parallel=ParallelConfig(tensor_size=2, sequence_parallel=True))
+ONE, PP2 = Case(), Case(parallel=ParallelConfig(pipeline_size=2, layout="Et|tttL"))
+TP2 = Case(parallel=ParallelConfig(tensor_size=2))
 GRID = Case(parallel=ParallelConfig(tensor_size=2, pipeline_size=2, layout="Et|tttL"))
 NAME = "joint-00000002"
 
@@ -38,13 +39,13 @@ def test_other_sizes_take_the_command_that_is_told(
 ) -> None:
     checkpoint, losses = in_buckets
     with pytest.raises(UserError) as raised:
-        run_ranks(2, resumed_by, TP2, checkpoint)
+        run_ranks(2, resumed_by, PP2, checkpoint)
     assert (
         f"python -m launch.convert direction=reshard checkpoint={checkpoint} output={checkpoint}.resharded "
-        "parallel.tensor_size=2; then start this run again"
+        "parallel.pipeline_size=2 parallel.layout='\"Et|tttL\"'; then start this run again"
     ) in str(raised.value)
-    reshard(checkpoint, tmp_path / NAME, TP2.parallel)
-    assert run_ranks(2, resumed_by, TP2, tmp_path / NAME)[0] == pytest.approx(losses, abs=1e-5)
+    reshard(checkpoint, tmp_path / NAME, PP2.parallel)
+    assert run_ranks(2, resumed_by, PP2, tmp_path / NAME)[0] == pytest.approx(losses, abs=1e-5)
 
 
 def save_in_both_layouts(case: Case, folder: Path) -> None:
@@ -55,10 +56,16 @@ def save_in_both_layouts(case: Case, folder: Path) -> None:
         one.save(blocking)
 
 
-@pytest.mark.parametrize("num_ranks", [4, pytest.param(8, marks=pytest.mark.slow)])
-def test_resharded_buckets_are_what_is_stored_by_parameter(num_ranks: int, tmp_path: Path) -> None:
-    """Under tensor and pipeline parallelism, with an uneven layout; bit for bit."""
-    run_ranks(num_ranks, save_in_both_layouts, GRID, tmp_path)
+@pytest.mark.parametrize(
+    ("case", "num_ranks"),
+    [(TP2, 2), pytest.param(GRID, 8, marks=pytest.mark.slow)],
+    ids=["TP2", "TP2 PP2 DP2"],
+)
+def test_resharded_buckets_are_what_is_stored_by_parameter(
+    case: Case, num_ranks: int, tmp_path: Path
+) -> None:
+    """Bit for bit: under tensor parallelism, where SwiGLU's halves are apart, and with an uneven layout."""
+    run_ranks(num_ranks, save_in_both_layouts, case, tmp_path)
     name = "joint-00000001"
     reshard(tmp_path / "dp_reshardable" / name, tmp_path / name, ONE.parallel)
     resharded, expected = all_tensors(tmp_path / name), all_tensors(tmp_path / "fully_reshardable" / name)

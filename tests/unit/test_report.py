@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from megatron_vl.checkpoint.store import Saved
 from megatron_vl.train.metrics import (
     BenchmarkScore,
     HeldoutLoss,
@@ -37,6 +38,7 @@ SECTIONS = (
     "throughput",
     "pipeline",
     "startup",
+    "checkpoints",
 )
 VOID = {"meta", "img", "br", "path", "use", "rect"}
 
@@ -201,6 +203,24 @@ def write_startup(run: RunDirectory) -> None:
         rows.append(StartupSeconds(stage=stage, step=1, global_step=1, seconds=seconds, slowest=slowest))
 
 
+def write_savings(run: RunDirectory) -> None:
+    rows = JsonLines(run.checkpoint_costs)
+    for step, stall in ((10, 0.25), (20, 0.5), (30, 4.0)):
+        saved = Saved(
+            stage="joint",
+            step=step,
+            global_step=step,
+            name=f"joint-{step:08d}",
+            optimizer_sharding="dp_reshardable",
+            asynchronous=True,
+            num_bytes=98_000_000_000,
+            host_bytes=190_000_000,
+            stall_seconds=stall,
+            write_seconds=2.0,
+        )
+        rows.append(saved)
+
+
 WRITERS = {
     "metrics": write_steps,
     "heldout": write_heldout,
@@ -210,6 +230,7 @@ WRITERS = {
     "benchmarks": write_benchmarks,
     "config": write_configuration,
     "startup": write_startup,
+    "checkpoints": write_savings,
 }
 
 
@@ -272,6 +293,7 @@ def test_the_page_says_what_the_files_say(run: RunDirectory) -> None:
     assert "joint text 10 0.500 4,096 – 2.0% – –" in sections["throughput"]
     assert "phase adaptor joint imports 4.5 (9.2) – first step 2.0 (2.5) 1.0 (1.0)" in sections["startup"]
     assert "together 6.5 (11.8) 1.0 (1.0)" in sections["startup"]
+    assert "joint dp_reshardable 3 98,000 190 0.500 4.000 2.000" in sections["checkpoints"]
     assert "pages" in sections["loss"] and "code" in sections["loss"]
     assert "steps 30 tokens 61,440 images 520" in sections[""]
     assert "skipped steps 1" in sections[""]
@@ -284,9 +306,10 @@ def test_the_page_says_what_the_files_say(run: RunDirectory) -> None:
         ({"metrics", "image_use"}, {"loss", "mixture", "throughput", "image-use"}),
         ({"heldout", "samples", "benchmarks"}, {"heldout", "samples", "benchmarks"}),
         ({"timeline", "config", "startup"}, {"pipeline", "startup", ""}),
+        ({"checkpoints"}, {"checkpoints"}),
         (set(WRITERS), {"", *SECTIONS}),
     ],
-    ids=["metrics", "heldout", "timeline", "everything"],
+    ids=["metrics", "heldout", "timeline", "checkpoints", "everything"],
 )
 def test_a_part_without_its_file_says_so_and_the_others_stand(
     run: RunDirectory, absent: set[str], silent: set[str]

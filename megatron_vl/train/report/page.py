@@ -28,6 +28,7 @@ class _Files:
     benchmarks: list[tables.Row]
     timelines: list[tables.Row]
     starts: list[tables.Row]
+    checkpoints: list[tables.Row]
     samples: list[dict[str, Any]]
     config: dict[str, Any]
 
@@ -77,6 +78,7 @@ def write_report(run: RunDirectory) -> Path:
             files.timelines, lambda: figures.timeline_figure(_latest_timelines(files.timelines))
         ),
         startup=tables.startup_table(files.starts),
+        savings=tables.savings(files.checkpoints),
         samples=files.samples,
         commit=files.config.pop("commit", None),
         versions=files.config.pop("environment", {}),
@@ -99,6 +101,7 @@ def _read(run: RunDirectory) -> _Files:
         benchmarks=rows(run.benchmarks),
         timelines=rows(run.timeline),
         starts=rows(run.startup),
+        checkpoints=rows(run.checkpoint_costs),
         samples=samples,
         config=config,
     )

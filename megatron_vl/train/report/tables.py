@@ -76,6 +76,20 @@ class Bubble:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Saving:
+    """What the checkpoints of one stage cost: medians, and the longest that training waited for one."""
+
+    stage: str
+    num_checkpoints: int
+    optimizer_sharding: str
+    num_bytes: float
+    host_bytes: float
+    stall_seconds: float
+    longest_stall_seconds: float
+    write_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class StartupTable:
     """How long the latest start of each stage took: (seconds, on the slowest rank) of each phase, None where it had
     no such phase, and of all together."""
@@ -205,6 +219,22 @@ def bubbles(timelines: Sequence[Row]) -> list[Bubble]:
             )
         )
     return found
+
+
+def savings(checkpoints: Sequence[Row]) -> list[Saving]:
+    return [
+        Saving(
+            stage=stage,
+            num_checkpoints=len(rows),
+            optimizer_sharding=sharding,
+            num_bytes=median(row["num_bytes"] for row in rows),
+            host_bytes=median(row["host_bytes"] for row in rows),
+            stall_seconds=median(row["stall_seconds"] for row in rows),
+            longest_stall_seconds=max(row["stall_seconds"] for row in rows),
+            write_seconds=median(row["write_seconds"] for row in rows),
+        )
+        for (stage, sharding), rows in _groups(checkpoints, "stage", "optimizer_sharding").items()
+    ]
 
 
 def startup_table(starts: Sequence[Row]) -> StartupTable | None:
