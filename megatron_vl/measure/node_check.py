@@ -142,7 +142,7 @@ def rounds(nodes: Sequence[str]) -> list[list[tuple[str, ...]]]:
     count = len(nodes)
     if count < 3:
         return [[tuple(nodes)]]
-    pairs = list(zip(nodes, [*nodes[1:], nodes[0]], strict=True))
+    pairs: list[tuple[str, ...]] = list(zip(nodes, [*nodes[1:], nodes[0]], strict=True))
     even = count - count % 2
     return [pairs[0:even:2], pairs[1:even:2]] + ([pairs[even:]] if count % 2 else [])
 
