@@ -18,7 +18,11 @@ from megatron_vl.config.errors import UserError
 
 PICTURE = "comparison.png"
 NOTHING = "–"
-RATES = {"tokens_per_second": ("tokens/s", "{:,.0f}"), "mfu": ("MFU", "{:.1%}")}
+RATES = {
+    "tokens_per_second": ("tokens/s", "{:,.0f}"),
+    "mfu": ("MFU", "{:.1%}"),
+    "mfu_with_vision": ("MFU with\nvision", "{:.1%}"),
+}
 
 
 def main(arguments: Sequence[str]) -> int:
