@@ -43,7 +43,8 @@ alone() { # alone MODULE OVERRIDES…: one process on one machine, no rank. Only
 ranks() { # ranks OPTION MODULE OVERRIDES…: a process for each rank, which srun's variables tell which it is
     local option=$1
     shift
-    srun --kill-on-bad-exit=1 --wait=600 --open-mode=append "$option" \
+    srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_NTASKS" --kill-on-bad-exit=1 --wait=600 \
+        --open-mode=append "$option" \
         "${srun_options[@]}" "${contained[@]}" "${inside[@]}" "$python" -m "$@"
 }
 
@@ -143,7 +144,10 @@ requeue() { # requeue [NODES]: the job starts anew, without these nodes
 
 conclude() { # conclude OVERRIDES…: as the run's status says, never by a signal or an exit status
     local answer
-    answer=$(alone launch.requeue "$@") || die "cannot tell how the run stands; its ranks ended with status $status"
+    if ! answer=$(alone launch.requeue "$@"); then
+        slurm_ends_it || die "cannot tell how the run stands; its ranks ended with status $status"
+        answer="requeue: unless SLURM does"
+    fi
     say "the ranks ended with status $status; $answer"
     case $answer in
         done:*) exit 0 ;;

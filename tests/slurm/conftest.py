@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.runs import build_data, wait_for
+from tests.support.runs import build_data
 from tests.support.slurm import Slurm, cluster, missing
 
 
@@ -23,8 +23,7 @@ def slurm(nodes: Path, tmp_path: Path) -> Iterator[Slurm]:
     slurm = Slurm(nodes, tmp_path)
     yield slurm
     slurm.run("scancel", "--user=root", "--full")
-    idle = ("sinfo", "--noheader", "--partition=work", "--states=idle", "--format=%D")
-    wait_for(lambda: slurm.run(*idle)[1].strip() == "2", "the nodes to be idle")
+    slurm.wait_for_idle("n1", "n2")
 
 
 @pytest.fixture(scope="session")

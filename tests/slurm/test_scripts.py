@@ -9,7 +9,7 @@ import pytest
 
 from megatron_vl.checkpoint.state import newest_checkpoint
 from tests.support.runs import CHECKOUT, command, losses, metrics, wait_for
-from tests.support.slurm import Slurm
+from tests.support.slurm import ENDS, HELD, Slurm
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1500)]  # on a machine that does other work too
 
@@ -41,7 +41,7 @@ def has_steps(slurm: Slurm, job: str, number: int) -> None:
     """Wait until so many steps are in the metrics."""
     slurm.wait_for_state(job, "RUNNING")
     wait_for(
-        lambda: len(metrics(slurm.work / "run")) >= number or not slurm.state(job).startswith("RUNNING"),
+        lambda: len(metrics(slurm.work / "run")) >= number or slurm.state(job).startswith((*ENDS, HELD)),
         f"{number} steps of job {job}",
         seconds=600,
     )
@@ -102,6 +102,7 @@ def test_a_node_dies(node: str, slurm: Slurm, whole: Slurm, data_root: Path) -> 
     slurm.node("kill", node)
     slurm.wait_for_state(job, "PENDING")
     slurm.node("node", node)
+    slurm.wait_for_idle(node)
     slurm.start_again_now(job)
     slurm.wait_for_state(job, "COMPLETED")
     assert re.search("resuming after step (4|8)", slurm.log(job))
@@ -173,10 +174,13 @@ def test_under_sbatch_the_check_is_the_first_thing(slurm: Slurm) -> None:
 
 
 def test_an_error_of_the_user_is_not_repeated(slurm: Slurm, data_root: Path) -> None:
-    """One that only training finds: samples that do not decode."""
-    job = slurm.submit(
-        "sbatch", *SHAPE, PRETRAIN, *overrides(data_root, "run", "stage.adaptor.learning_rate=1e30")
+    """One that only training finds: a learning rate that no step survives."""
+    hopeless = (
+        "stage.adaptor.learning_rate=1e30",
+        "train.faults.skipped_in_a_row=1",
+        "train.faults.max_rollbacks=0",
     )
+    job = slurm.submit("sbatch", *SHAPE, PRETRAIN, *overrides(data_root, "run", *hopeless))
     slurm.wait_for_state(job, "FAILED")
     assert status(slurm)["state"] == "refused"
     assert answers(slurm) == ["stop"]

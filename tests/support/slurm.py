@@ -32,7 +32,7 @@ class Slurm:
     folder: Path
     work: Path
 
-    def run(self, *words: str, timeout: float = 60, **variables: str) -> tuple[int, str]:
+    def run(self, *words: str, timeout: float = 400, **variables: str) -> tuple[int, str]:
         """A command as its user. Returns its exit status and what it prints."""
         done = subprocess.run(
             words,
@@ -88,6 +88,11 @@ class Slurm:
         """A requeued job is held for two minutes; not here."""
         self.wait_for_state(job, HELD)
         assert self.run("scontrol", "update", f"jobid={job}", "StartTime=now")[0] == 0
+
+    def wait_for_idle(self, *names: str) -> None:
+        """Until the controller has these nodes, and nothing is on them."""
+        words = ("sinfo", "--noheader", "--Node", "--partition=work", "--states=idle", "--format=%N")
+        wait_for(lambda: set(names) <= set(self.run(*words)[1].split()), f"{names} to be idle", 600)
 
     def log(self, job: str) -> str:
         """What the batch script printed, and then all ranks, by file."""

@@ -24,6 +24,7 @@ IN_A_JOB = {
     "SLURM_JOB_ID": "12345",
     "SLURM_JOB_NAME": "pretrain_1b",
     "SLURM_JOB_NODELIST": "n[1-2]",
+    "SLURM_JOB_NUM_NODES": "2",
     "SLURM_NTASKS": "16",
 }
 
