@@ -64,12 +64,12 @@ def ranks(tmp_path: Path, numbers: list[int], world_size: int, *seconds: float) 
 
 def end_of(process: Started) -> tuple[int, str]:
     """Exit status and last words."""
-    words, _ = process.communicate(timeout=100)
+    words, _ = process.communicate(timeout=300)
     return process.returncode, words
 
 
 def test_a_rank_may_come_later_than_a_step_may_take(tmp_path: Path) -> None:
-    with ranks(tmp_path, [0, 1], 2, 90, 1, 3, 0) as started:
+    with ranks(tmp_path, [0, 1], 2, 200, 5, 8, 0) as started:
         assert [end_of(process) for process in started] == [(0, "done\n")] * 2
 
 
@@ -82,7 +82,7 @@ def test_a_rank_that_does_not_come_is_named(tmp_path: Path) -> None:
 
 
 def test_a_rank_that_hangs_is_waited_for_as_long_as_a_step_may_take(tmp_path: Path) -> None:
-    with ranks(tmp_path, [0, 1], 2, 90, 1, 0, 300) as started:
+    with ranks(tmp_path, [0, 1], 2, 200, 1, 0, 300) as started:
         status, words = end_of(started[0])
     assert status == 4
     assert "1000ms" in words

@@ -78,7 +78,7 @@ def test_only_the_first_rank_writes_as_it_starts(tmp_path: Path) -> None:
         env={**os.environ, **variables, "PYTHONPATH": str(CHECKOUT)},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
         check=False,
     )
     assert ended.returncode == 1, ended.stderr
