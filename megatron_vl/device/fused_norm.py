@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 def rms_norm(x_TH: Tensor, weight_H: Tensor, epsilon: float) -> Tensor:
     """x / sqrt(mean(x²) + epsilon) * weight, of `x`'s shape (any number of leading dimensions) and type; in fp32."""
-    normed_TH: Tensor = _RMSNorm.apply(x_TH, weight_H, epsilon)
+    normed_TH: Tensor = _RMSNorm.apply(x_TH, weight_H, epsilon)  # type: ignore[no-untyped-call]
     return normed_TH
 
 

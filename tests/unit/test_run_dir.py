@@ -81,7 +81,12 @@ def test_status_comes_back_as_written(tmp_path: Path) -> None:
     for status in (RunStatus("running", "adaptor", 1), RunStatus("complete", "sft", 450)):
         run.write_status(status)
         assert run.read_status() == status
-    assert json.loads(run.status.read_text()) == {"state": "complete", "stage": "sft", "step": 450, "message": ""}
+    assert json.loads(run.status.read_text()) == {
+        "state": "complete",
+        "stage": "sft",
+        "step": 450,
+        "message": "",
+    }
     with pytest.raises(ValueError, match="'done' is none of running, "):
         RunStatus("done", "sft", 450)
 
