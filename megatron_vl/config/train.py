@@ -75,8 +75,8 @@ class TrainConfig:
 
 @dataclass(kw_only=True)
 class CheckpointConfig:
-    """`optimizer_sharding`: fully_reshardable resumes at any parallel sizes, and gathers the optimizer's fp32 state over
-    data-parallel ranks; dp_reshardable gathers nothing, and other tensor or pipeline sizes take launch.convert
+    """`optimizer_sharding`: fully_reshardable resumes at any parallel sizes, and gathers the optimizer's fp32 state
+    over data-parallel ranks; dp_reshardable gathers nothing, and other tensor or pipeline sizes take launch.convert
     direction=reshard; auto takes the latter for large models (docs/checkpoints.md)."""
 
     every: int = 1000  # steps; the end of a stage is always saved
