@@ -72,22 +72,24 @@ class Slurm:
         found = re.search(r"JobState=(\S+) Reason=(\S+)", self.facts(job))
         return " ".join(found.groups()) if found else ""
 
-    def wait_for_state(self, job: str, state: str, seconds: float = 600) -> None:
-        """`state` begins what is waited for. Where the job has ended otherwise, it fails at once."""
+    def wait_for_state(self, job: str, *states: str, seconds: float = 600) -> None:
+        """Each of `states` begins what is waited for. Where the job has ended otherwise, it fails at once."""
+        held = [] if any("PENDING" in state for state in states) else [HELD]
         try:
             wait_for(
-                lambda: self.state(job).startswith((state, *ENDS, *([] if "PENDING" in state else [HELD]))),
-                f"job {job} to be {state}",
+                lambda: self.state(job).startswith((*states, *ENDS, *held)),
+                f"job {job} to be {' or '.join(states)}",
                 seconds,
             )
         except TimeoutError as error:
             raise TimeoutError(f"{error}; it is {self.state(job)}\n{self.log(job)}") from None
-        assert self.state(job).startswith(state), f"job {job} is {self.state(job)}\n{self.log(job)}"
+        assert self.state(job).startswith(states), f"job {job} is {self.state(job)}\n{self.log(job)}"
 
     def start_again_now(self, job: str) -> None:
         """A requeued job is held for two minutes; not here."""
         self.wait_for_state(job, HELD)
         assert self.run("scontrol", "update", f"jobid={job}", "StartTime=now")[0] == 0
+        wait_for(lambda: self.state(job) != HELD, f"job {job} to be let go")
 
     def wait_for_idle(self, *names: str) -> None:
         """Until the controller has these nodes, and nothing is on them."""
