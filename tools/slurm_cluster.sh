@@ -59,7 +59,7 @@ write_configuration() {
 		EnforcePartLimits=ALL
 		ReturnToService=2
 		SlurmdTimeout=10
-		KillWait=10
+		KillWait=60
 		PreemptType=preempt/partition_prio
 		PreemptMode=REQUEUE
 		NodeName=n1 NodeAddr=127.0.0.1 Port=$((port + 1)) CPUs=$CPUS RealMemory=4000
