@@ -13,7 +13,7 @@
 #
 # checks what that needs, then submits itself; `sbatch slurm/evaluate.sh field=value …` checks in the job.
 script=$0 # unless sbatch has made a copy of it
-[ "${0##*/}" != slurm_script ] || script=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=\([^ ]*\).*/\1/p;/Command=/q')
+[ "${0##*/}" != slurm_script ] || script=$(scontrol show job "$SLURM_JOB_ID" | sed -n '/^ *Command=/{s///;s/ .*//;p;q}')
 common=$(dirname "$script")/common.sh
 [ -r "$common" ] || common=$SLURM_SUBMIT_DIR/slurm/common.sh
 [ -r "$common" ] || { echo "error: $common is missing: submit from the checkout, by the path of this script" >&2; exit 1; }

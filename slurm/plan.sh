@@ -12,7 +12,7 @@
 #
 # with the overrides that training gets (docs/planning.md, docs/slurm.md). `sbatch slurm/plan.sh …` does the same.
 script=$0 # unless sbatch has made a copy of it
-[ "${0##*/}" != slurm_script ] || script=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=\([^ ]*\).*/\1/p;/Command=/q')
+[ "${0##*/}" != slurm_script ] || script=$(scontrol show job "$SLURM_JOB_ID" | sed -n '/^ *Command=/{s///;s/ .*//;p;q}')
 common=$(dirname "$script")/common.sh
 [ -r "$common" ] || common=$SLURM_SUBMIT_DIR/slurm/common.sh
 [ -r "$common" ] || { echo "error: $common is missing: submit from the checkout, by the path of this script" >&2; exit 1; }

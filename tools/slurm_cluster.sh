@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# A SLURM of two nodes on this one machine, from Debian's packages, to try the scripts in slurm/ with.
+# A SLURM of two nodes and a spare one on this one machine, from Debian's packages, to try the scripts in slurm/ with.
 #
 #   tools/slurm_cluster.sh up DIR         all of it in DIR; then: export SLURM_CONF=DIR/slurm.conf
-#   tools/slurm_cluster.sh node DIR n2    starts a node, such as one that was killed
+#   tools/slurm_cluster.sh node DIR n3    starts a node: the spare one, or one that was killed
 #   tools/slurm_cluster.sh kill DIR n2    a node loses power: every process on it ends at once
 #   tools/slurm_cluster.sh down DIR
 #
-# Needs root. Nodes n1 and n2 have two CPUs each, whatever the machine has. A node is a process namespace with a host
+# Needs root. Nodes n1, n2 and n3, the spare one, have two CPUs each, whatever the machine has. A node is a process namespace with a host
 # name and an /etc/hosts of its own, so nothing of the machine is changed, and ending its first process ends all of it.
 set -euo pipefail
 
 NODES=(n1 n2)
+SPARE=n3
 CPUS=2
 WAIT_SECONDS=30
 
@@ -25,7 +26,7 @@ write_configuration() {
     # --force: munged would refuse a folder that only root may enter
     install -d -m 0755 "$dir/munge"
     [ -e "$dir/munge/key" ] || (umask 077 && head -c 1024 /dev/urandom > "$dir/munge/key")
-    { cat /etc/hosts && echo "127.0.0.1 ${NODES[*]}"; } > "$dir/hosts"
+    { cat /etc/hosts && echo "127.0.0.1 ${NODES[*]} $SPARE"; } > "$dir/hosts"
     cat > "$dir/cgroup.conf" <<- END
 		CgroupPlugin=cgroup/v1
 		CgroupAutomount=no
@@ -64,15 +65,16 @@ write_configuration() {
 		PreemptMode=REQUEUE
 		NodeName=n1 NodeAddr=127.0.0.1 Port=$((port + 1)) CPUs=$CPUS RealMemory=4000
 		NodeName=n2 NodeAddr=127.0.0.1 Port=$((port + 2)) CPUs=$CPUS RealMemory=4000
-		PartitionName=work Nodes=n1,n2 Default=YES MaxTime=60 PriorityTier=1 GraceTime=60
-		PartitionName=urgent Nodes=n1,n2 MaxTime=60 PriorityTier=2
+		NodeName=n3 NodeAddr=127.0.0.1 Port=$((port + 3)) CPUs=$CPUS RealMemory=4000
+		PartitionName=work Nodes=n1,n2,n3 Default=YES MaxTime=60 PriorityTier=1 GraceTime=60
+		PartitionName=urgent Nodes=n1,n2,n3 MaxTime=60 PriorityTier=2
 	END
 }
 
-free_ports() { # the first of three that nobody listens at
+free_ports() { # the first of four that nobody listens at
     local port=$((30000 + RANDOM % 2700))
-    while for _ in 0 1 2; do (: < "/dev/tcp/127.0.0.1/$((port + _))") 2> /dev/null && break; done; do
-        port=$((port + 3))
+    while for _ in 0 1 2 3; do (: < "/dev/tcp/127.0.0.1/$((port + _))") 2> /dev/null && break; done; do
+        port=$((port + 4))
     done
     echo "$port"
 }
@@ -126,7 +128,7 @@ up() {
 }
 
 down() {
-    for node in "${NODES[@]}"; do end "$dir/$node.pid" KILL; done
+    for node in "${NODES[@]}" "$SPARE"; do end "$dir/$node.pid" KILL; done
     end "$dir/ctld.pid" TERM
     end "$dir/munge/pid" TERM
 }

@@ -94,23 +94,16 @@ def test_preempted(slurm: Slurm, whole: Slurm, data_root: Path) -> None:
 
 @pytest.mark.parametrize("node", ["n1", "n2"])
 def test_a_node_dies(node: str, slurm: Slurm, whole: Slurm, data_root: Path) -> None:
-    """n1 runs the batch script and rank 0, n2 only a rank."""
+    """n1 runs the batch script and rank 0, n2 only a rank. The run goes on with the spare node."""
     job = slurm.submit("sbatch", *SHAPE, PRETRAIN, *overrides(data_root, "run"))
     has_steps(slurm, job, 4)
     wait_for(lambda: newest_checkpoint(slurm.work / "run" / "checkpoints") is not None, "a checkpoint", 600)
     assert slurm.state(job).startswith("RUNNING"), slurm.log(job)
-    slurm.node("kill", node)
-    slurm.wait_for_state(job, "PENDING")
-    slurm.node("node", node)
-    slurm.wait_for_idle(node)
-    slurm.start_again_now(job)
-    slurm.wait_for_state(job, "RUNNING")
-    slurm.wait_for_state(job, "COMPLETED", HELD)
-    if (
-        slurm.state(job) == HELD
-    ):  # what SLURM had to say to the node while it was away ended the new start's ranks
+    with slurm.spare_node():
+        slurm.node("kill", node)
         slurm.start_again_now(job)
         slurm.wait_for_state(job, "COMPLETED")
+    slurm.node("node", node)
     assert re.search("resuming after step (4|8)", slurm.log(job))
     assert losses(slurm.work / "run") == losses(whole.work / "run")
 
@@ -154,7 +147,7 @@ def test_refusals_come_before_a_job(slurm: Slurm, data_root: Path) -> None:
     """An impossible request, missing weights, missing data: each is told at once, and nothing is in the queue."""
     given = overrides(data_root, "run")
     for words, told in (
-        (("sbatch", "--nodes=3", *SHAPE[1:], PRETRAIN, *given), "error: "),
+        (("sbatch", "--nodes=4", *SHAPE[1:], PRETRAIN, *given), "error: "),
         ((PRETRAIN, *SHAPE), "checkpoint.initial=DIR"),
         ((PRETRAIN, *SHAPE, "checkpoint.random=true"), "give data.root=DIR"),
         ((PRETRAIN, "-N2", *given), "--name=value"),

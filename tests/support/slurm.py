@@ -91,6 +91,17 @@ class Slurm:
         assert self.run("scontrol", "update", f"jobid={job}", "StartTime=now")[0] == 0
         wait_for(lambda: self.state(job) != HELD, f"job {job} to be let go")
 
+    @contextmanager
+    def spare_node(self) -> Iterator[None]:
+        """n3 is there for as long as this is open."""
+        self.node("node", "n3")
+        self.wait_for_idle("n3")
+        try:
+            yield
+        finally:
+            self.run("scontrol", "update", "nodename=n3", "state=down", "reason=spare")
+            self.node("kill", "n3")
+
     def wait_for_idle(self, *names: str) -> None:
         """Until the controller has these nodes, and nothing is on them."""
         words = ("sinfo", "--noheader", "--Node", "--partition=work", "--states=idle", "--format=%N")
