@@ -92,6 +92,7 @@ class WandbTracker:
                 raise
             reason = str(error).splitlines()[0]
             say(f"tracking.wandb=online: {reason}; recorded offline, for wandb sync {run.path / 'wandb'}/*")
+            wandb.teardown()  # else its service may still hold the id of the run that did not begin
             self._run = init("offline")
 
     def log(self, row: Mapping[str, Any], global_step: int) -> None:
@@ -111,7 +112,7 @@ class TensorBoardTracker:
         self._writer = SummaryWriter(str(run.tensorboard), purge_step=first_step)
 
     def log(self, row: Mapping[str, Any], global_step: int) -> None:
-        for name, value in flat(row):
+        for name, value in flat(finite(dict(row))):
             if isinstance(value, int | float) and name != "global_step":
                 self._writer.add_scalar(name, value, global_step)
 

@@ -26,6 +26,7 @@ def check_run(run: Path) -> None:
         "state": "complete",
         "stage": "sft",
         "step": metrics(run)[-1]["step"],
+        "message": "",
     }
     assert [row["global_step"] for row in metrics(run)] == list(range(1, len(metrics(run)) + 1))
     assert {row["stage"] for row in metrics(run)} == {"adaptor", "joint", "sft"}

@@ -25,7 +25,9 @@ VOCABULARY, SEQUENCE, BATCH = 64, 8, 4
 def build(tensor_size: int = 1, seed: int = 1, bf16: bool = False) -> GPTModel:
     """A tiny decoder whose initial weights do not depend on the tensor-parallel size."""
     parallel_state.destroy_model_parallel()
-    parallel_state.initialize_model_parallel(tensor_model_parallel_size=tensor_size)
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=tensor_size, create_gloo_process_groups=False
+    )
     model_parallel_cuda_manual_seed(seed)
     torch.manual_seed(seed)
     config = TransformerConfig(
@@ -101,7 +103,7 @@ def distribute(model: GPTModel) -> tuple[DistributedDataParallel, MegatronOptimi
     # All weights in one type: the distributed optimizer mixes up the states of groups with both.
     inner = Float16Module(model.config, model) if model.config.bf16 else model
     wrapped = DistributedDataParallel(model.config, ddp_config, inner)
-    return wrapped, get_megatron_optimizer(config, [wrapped])
+    return wrapped, get_megatron_optimizer(config, [wrapped], use_gloo_process_groups=False)
 
 
 def train(

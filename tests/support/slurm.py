@@ -22,7 +22,11 @@ def missing() -> str:
     absent = [program for program in PROGRAMS if shutil.which(program) is None]
     if absent:
         return f"{', '.join(absent)} not installed: make test-slurm installs SLURM"
-    return "" if os.geteuid() == 0 else "nodes with host names of their own need root"
+    if os.geteuid() != 0:
+        return "nodes with host names of their own need root"
+    namespaces = ("unshare", "--mount", "--uts", "--pid", "--fork", "true")
+    refused = subprocess.run(namespaces, stderr=subprocess.DEVNULL, check=False).returncode != 0
+    return "namespaces cannot be made here, of which a node is one" if refused else ""
 
 
 @dataclass(frozen=True)

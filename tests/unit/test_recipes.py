@@ -14,7 +14,7 @@ from megatron_vl.train.settings import StageSettings, required_processes, resolv
 
 CONFIGS = Path(__file__).parents[2] / "hydra_conf"
 GROUPS = sorted(
-    f"{path.parent.relative_to(CONFIGS)}={path.stem}"
+    f"{path.parent.relative_to(CONFIGS)}={path.stem}".replace("experiment/ablation=", "experiment=ablation/")
     for path in CONFIGS.rglob("*.yaml")
     if path.parent != CONFIGS
 )

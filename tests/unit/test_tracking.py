@@ -1,7 +1,9 @@
 """Trackers record what metrics.jsonl says, go on where a run resumes, and never stop one."""
 
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +13,10 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megatron_vl.config.train import TrackingConfig
-from megatron_vl.train import tracking
 from megatron_vl.train.metrics import HeldoutLoss, StartupSeconds, read_rows
 from megatron_vl.train.recorder import Recorder
 from megatron_vl.train.run_dir import RunDirectory
-from megatron_vl.train.tracking import Tracker, Trackers, flat, open_trackers
+from megatron_vl.train.tracking import Tracker, Trackers, flat
 from tests.support.metrics import ROW
 from tests.support.wandb_file import history
 
@@ -69,6 +70,7 @@ def test_no_tracker_imports_nothing() -> None:
 
 def test_an_offline_wandb_run_reads_back_as_the_metrics_file(run: RunDirectory) -> None:
     record(run, range(1, 5))
+    time.sleep(1.1)  # wandb names its folders by the second
     record(run, range(5, 7))  # resumed
     identifier = run.tracking_id.read_text().strip()
     files = sorted((run.path / "wandb").glob(f"offline-run-*-{identifier}/run-{identifier}.wandb"))
@@ -149,16 +151,22 @@ def test_the_real_trackers_cannot_stop_a_run(
     assert capsys.readouterr().out.count(f"{name} failed, and is left out from here on: OSError") == 1
 
 
-def test_where_the_network_is_down_wandb_records_offline(
-    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    monkeypatch.setattr(tracking, "INIT_SECONDS", 1)
-    said: list[str] = []
-    trackers = open_trackers(TrackingConfig(wandb="online"), run, {}, 1, said.append)
-    trackers.log({"loss": 0.5}, 1)
-    trackers.finish()
+def test_where_the_network_is_down_wandb_records_offline(run: RunDirectory) -> None:
+    """In a process of its own: wandb keeps the settings that it has read from the environment for another test."""
+    code = (
+        "import sys; from megatron_vl.config.train import TrackingConfig\n"
+        "from megatron_vl.train import tracking\n"
+        "from megatron_vl.train.run_dir import RunDirectory\n"
+        "tracking.INIT_SECONDS = 1\n"
+        "run = RunDirectory(sys.argv[1])\n"
+        "trackers = tracking.open_trackers(TrackingConfig(wandb='online'), run, {}, 1, print)\n"
+        "trackers.log({'loss': 0.5}, 1); trackers.finish()"
+    )
+    nobody_listens = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40}
+    command = [sys.executable, "-c", code, str(run.path)]
+    said = subprocess.run(
+        command, env={**os.environ, **nobody_listens}, stdout=subprocess.PIPE, text=True, check=True
+    ).stdout
     (file,) = (run.path / "wandb").glob("offline-run-*/*.wandb")
     assert dict(history(file)) == {1: {"loss": 0.5}}
-    assert len(said) == 1 and "wandb sync" in said[0]
+    assert said.count("\n") == 1 and "wandb sync" in said
