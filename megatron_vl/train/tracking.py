@@ -59,41 +59,28 @@ class WandbTracker:
     values that it has already.
     """
 
-    def __init__(
-        self, mode: str, project: str, run: RunDirectory, config: Mapping[str, Any], say: Say
-    ) -> None:
+    def __init__(self, mode: str, project: str, run: RunDirectory, config: Mapping[str, Any]) -> None:
         import wandb  # seconds to import, and most runs do without it
 
         if not run.tracking_id.exists():
             write_atomically(run.tracking_id, secrets.token_hex(4) + "\n")
 
-        def init(mode: str) -> Any:
-            return wandb.init(
-                mode=cast(Literal["offline", "online"], mode),
-                project=project,
-                name=run.path.resolve().name,
-                id=run.tracking_id.read_text(encoding="utf-8").strip(),
-                resume="allow",
-                dir=run.path,
-                config=dict(config),
-                settings=wandb.Settings(
-                    x_disable_stats=True,  # 0.2 ms a step without it and the console
-                    console="off",
-                    silent=True,
-                    init_timeout=INIT_SECONDS,
-                    finish_timeout=FINISH_SECONDS,
-                ),
-            )
-
-        try:
-            self._run = init(mode)
-        except wandb.errors.CommError as error:
-            if mode == "offline":
-                raise
-            reason = str(error).splitlines()[0]
-            say(f"tracking.wandb=online: {reason}; recorded offline, for wandb sync {run.path / 'wandb'}/*")
-            wandb.teardown()  # else its service may still hold the id of the run that did not begin
-            self._run = init("offline")
+        self._run = wandb.init(
+            mode=cast(Literal["offline", "online"], mode),
+            project=project,
+            name=run.path.resolve().name,
+            id=run.tracking_id.read_text(encoding="utf-8").strip(),
+            resume="allow",
+            dir=run.path,
+            config=dict(config),
+            settings=wandb.Settings(
+                x_disable_stats=True,  # 0.2 ms a step without it and the console
+                console="off",
+                silent=True,
+                init_timeout=INIT_SECONDS,
+                finish_timeout=FINISH_SECONDS,
+            ),
+        )
 
     def log(self, row: Mapping[str, Any], global_step: int) -> None:
         self._run.log(finite(dict(flat(row))), step=global_step)
@@ -135,7 +122,7 @@ def open_trackers(
     """Those that `tracking` asks for. For the one rank that writes; `first_step` is the next one to come."""
     openers: dict[str, Callable[[], Tracker]] = {}
     if tracking.wandb != "disabled":
-        openers["wandb"] = lambda: WandbTracker(tracking.wandb, tracking.project, run, config, say)
+        openers["wandb"] = lambda: WandbTracker(tracking.wandb, tracking.project, run, config)
     if tracking.tensorboard:
         openers["TensorBoard"] = lambda: TensorBoardTracker(run, first_step)
     return Trackers(openers, say)

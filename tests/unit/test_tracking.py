@@ -3,9 +3,9 @@
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +69,14 @@ def test_no_tracker_imports_nothing() -> None:
 
 
 def test_an_offline_wandb_run_reads_back_as_the_metrics_file(run: RunDirectory) -> None:
-    record(run, range(1, 5))
-    time.sleep(1.1)  # wandb names its folders by the second
-    record(run, range(5, 7))  # resumed
+    for steps in (
+        range(1, 5),
+        range(5, 7),
+    ):  # resumed: each start is a process, at whose end wandb has written
+        start = get_context("spawn").Process(target=record, args=(run, steps))
+        start.start()
+        start.join()
+        assert start.exitcode == 0
     identifier = run.tracking_id.read_text().strip()
     files = sorted((run.path / "wandb").glob(f"offline-run-*-{identifier}/run-{identifier}.wandb"))
     assert files and len(list((run.path / "wandb").glob("offline-run-*"))) == len(files)
@@ -151,7 +156,7 @@ def test_the_real_trackers_cannot_stop_a_run(
     assert capsys.readouterr().out.count(f"{name} failed, and is left out from here on: OSError") == 1
 
 
-def test_where_the_network_is_down_wandb_records_offline(run: RunDirectory) -> None:
+def test_where_the_network_is_down_wandb_is_left_out(run: RunDirectory) -> None:
     """In a process of its own: wandb keeps the settings that it has read from the environment for another test."""
     code = (
         "import sys; from megatron_vl.config.train import TrackingConfig\n"
@@ -167,6 +172,4 @@ def test_where_the_network_is_down_wandb_records_offline(run: RunDirectory) -> N
     said = subprocess.run(
         command, env={**os.environ, **nobody_listens}, stdout=subprocess.PIPE, text=True, check=True
     ).stdout
-    (file,) = (run.path / "wandb").glob("offline-run-*/*.wandb")
-    assert dict(history(file)) == {1: {"loss": 0.5}}
-    assert said.count("\n") == 1 and "wandb sync" in said
+    assert said.startswith("wandb failed, and is left out from here on") and said.count("\n") == 1
