@@ -90,9 +90,10 @@ class Slurm:
         assert self.state(job).startswith(states), f"job {job} is {self.state(job)}\n{self.log(job)}"
 
     def start_again_now(self, job: str) -> None:
-        """A requeued job is held for two minutes; not here."""
+        """A requeued job is held for two minutes; here for the seconds in which nodes still refuse it as one that was
+        ended."""
         self.wait_for_state(job, HELD)
-        assert self.run("scontrol", "update", f"jobid={job}", "StartTime=now")[0] == 0
+        assert self.run("scontrol", "update", f"jobid={job}", "StartTime=now+3")[0] == 0
         wait_for(lambda: self.state(job) != HELD, f"job {job} to be let go")
 
     @contextmanager
