@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from tests.support.runs import CHECKOUT, wait_for
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "munged", "unshare")
 ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
 HELD = "PENDING BeginTime"  # requeued, for two minutes
+REFUSED_SECONDS = 3.0
 CLUSTER = CHECKOUT / "tools" / "slurm_cluster.sh"
 
 
@@ -91,10 +93,11 @@ class Slurm:
 
     def start_again_now(self, job: str) -> None:
         """A requeued job is held for two minutes; here for the seconds in which nodes still refuse it as one that was
-        ended."""
+        ended ("Job credential revoked")."""
         self.wait_for_state(job, HELD)
-        assert self.run("scontrol", "update", f"jobid={job}", "StartTime=now+3")[0] == 0
-        wait_for(lambda: self.state(job) != HELD, f"job {job} to be let go")
+        time.sleep(REFUSED_SECONDS)
+        assert self.run("scontrol", "update", f"jobid={job}", "StartTime=now")[0] == 0
+        wait_for(lambda: self.state(job).startswith("RUNNING"), f"job {job} to run again", 600)
 
     @contextmanager
     def spare_node(self) -> Iterator[None]:
