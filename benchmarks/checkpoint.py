@@ -89,7 +89,7 @@ def _steps_until_whole(side: Side, rows: list[Microbatch], store: CheckpointStor
     num_steps = 0
     while num_steps < STEPS or not told:
         side.step(rows)
-        store.advance()
+        store.advance(busy=store.is_some_rank_busy())
         num_steps += 1
     return num_steps
 

@@ -82,11 +82,7 @@ def measure(pipeline_size: int, layouts: Sequence[str | None]) -> Taken:
 def compare(pipeline_size: int) -> list[Goal]:
     ranked = ranked_splits(pipeline_size)
     auto = ranked[0].layout
-    compared = (
-        auto,
-        None,
-        ACCOUNTED[pipeline_size],
-    )  # next to each other, so that they meet the same moments
+    compared = (auto, None, ACCOUNTED[pipeline_size])  # neighbours, so that they meet the same moments
     layouts = list(dict.fromkeys([*compared, *(split.layout for split in ranked[:10])]))
     by_rank = run_ranks(pipeline_size, measure, pipeline_size, layouts, timeout_seconds=400)
     simulated: Mapping[str, float] = {split.layout: split.seconds for split in ranked}

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from launch.sweep import is_job_of_sweep, run_job
 from megatron_vl.config.errors import UserError
 from megatron_vl.config.root import register_schemas
-from megatron_vl.device.processes import LAUNCHER_VARIABLE, die_with_parent
+from megatron_vl.device.processes import die_with_launcher
 
 CONFIG_FOLDER = Path(__file__).parent.parent / "hydra_conf"
 
@@ -26,13 +26,10 @@ def run_command(task: Callable[[Any], int], config_name: str = "pretrain") -> No
     that meet the same error print it once. A Ctrl-C ends it with 130. With -m it is a sweep: every job is the
     same command in a process of its own (launch/sweep.py).
     """
-    if LAUNCHER_VARIABLE in os.environ:
-        die_with_parent(int(os.environ[LAUNCHER_VARIABLE]))
+    die_with_launcher()
     register_schemas()
-    started = sys.modules["__main__"].__spec__
-    module = (
-        started.name if started is not None else task.__module__
-    )  # asked here: a job's own may be submitit
+    started = sys.modules["__main__"].__spec__  # asked now: around a sweep's job it may be submitit's
+    module = started.name if started is not None else task.__module__
     ended_well: list[bool] = []
 
     @atexit.register

@@ -6,7 +6,6 @@ mode=chat        a conversation in the terminal; chat.prompt=TEXT chat.images=[F
 mode=check       nothing but what the benchmarks would refuse, in seconds
 """
 
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -22,12 +21,7 @@ from megatron_vl.config.data import DataConfig
 from megatron_vl.config.errors import UserError
 from megatron_vl.config.evaluate import MODES, EvaluateConfig, register_evaluate_schema
 from megatron_vl.config.train import PRECISIONS, TRACKING_MODES
-from megatron_vl.device.processes import (
-    LAUNCHER_VARIABLE,
-    RankEnvironment,
-    die_with_parent,
-    rank_environment,
-)
+from megatron_vl.device.processes import RankEnvironment, rank_environment
 from megatron_vl.evaluate.suite_check import check_suite
 from megatron_vl.planning.layout import divide
 from megatron_vl.train.run_dir import RunDirectory
@@ -36,16 +30,11 @@ from megatron_vl.train.run_dir import RunDirectory
 def evaluate(config: EvaluateConfig) -> int:
     """Start the ranks of this machine, or be one. Returns the exit status."""
     environment = rank_environment()
-    if environment is not None:
-        launcher = os.environ.get(LAUNCHER_VARIABLE)
-        die_with_parent(int(launcher) if launcher else None)
     description = _check(config)
     config = replace(config, data=_data_of(config, description))
     model_size = config.parallel.tensor_size * config.parallel.pipeline_size
     world_size = environment.world_size if environment else config.run.num_processes or model_size
-    divide(
-        description.model.language, config.parallel, world_size
-    )  # said before the seconds that torch takes
+    divide(description.model.language, config.parallel, world_size)  # refused before torch's seconds
     if config.mode == "chat":
         if environment is None and world_size > 1:
             raise UserError(

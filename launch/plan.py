@@ -4,7 +4,6 @@ The best settings of each stage with their simulated time and memory, as a table
 the last line. calibrate=true times this machine instead; verify=true builds ranks of the cluster without it.
 """
 
-import os
 import sys
 
 from rich.console import Console
@@ -16,12 +15,7 @@ from megatron_vl.config.errors import UserError
 from megatron_vl.config.model_check import check_model
 from megatron_vl.config.parallel import RECOMPUTE, VISION_PLACEMENTS
 from megatron_vl.config.plan import OUTPUTS, PlanConfig, register_plan_schema
-from megatron_vl.device.processes import (
-    LAUNCHER_VARIABLE,
-    RankEnvironment,
-    die_with_parent,
-    rank_environment,
-)
+from megatron_vl.device.processes import RankEnvironment, rank_environment
 from megatron_vl.planning.search import search
 from megatron_vl.train.division import stage_problem
 from megatron_vl.train.settings import check_choices, one_of, stage_values
@@ -72,8 +66,6 @@ def _calibrate(config: PlanConfig) -> int:
 
     environment = rank_environment()
     if environment is not None:
-        launcher = os.environ.get(LAUNCHER_VARIABLE)
-        die_with_parent(int(launcher) if launcher else None)
         return calibrate(config, environment)
     calibration_path(config)
     if config.parallel.tensor_size == 1:

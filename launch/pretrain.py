@@ -4,14 +4,13 @@ Started by hand it starts its local ranks itself; under torchrun or srun it is o
 resumes.
 """
 
-import os
 import sys
 
 from launch.check import begin, check_inputs
 from launch.command import run_command
 from megatron_vl.config.root import PretrainConfig
 from megatron_vl.device.garbage import collection_paused
-from megatron_vl.device.processes import LAUNCHER_VARIABLE, die_with_parent, rank_environment
+from megatron_vl.device.processes import rank_environment
 from megatron_vl.train.resume import find_start, is_complete
 from megatron_vl.train.run_dir import RunDirectory
 from megatron_vl.train.settings import required_processes, resolve_stages
@@ -20,9 +19,6 @@ from megatron_vl.train.settings import required_processes, resolve_stages
 def pretrain(config: PretrainConfig) -> int:
     """Start the ranks of this machine, or be one. Returns the exit status."""
     environment = rank_environment()
-    if environment is not None:
-        launcher = os.environ.get(LAUNCHER_VARIABLE)
-        die_with_parent(int(launcher) if launcher else None)
     world_size = (
         environment.world_size if environment else config.run.num_processes or required_processes(config)
     )

@@ -75,7 +75,7 @@ class Saving:
                 self._outcome(self._publishing)
                 return True
             written = self._outcome(self._writing)
-        except Exception:
+        except Exception:  # whatever it was: half a checkpoint must not stay
             if dist.get_rank() == 0:
                 shutil.rmtree(self.job.folder, ignore_errors=True)
             raise
@@ -113,7 +113,7 @@ class Saving:
             result = work.result()
         except OSError as error:
             mine = (True, str(error))
-        except Exception:
+        except Exception:  # told to all ranks, which raise it together
             mine = (False, traceback.format_exc())
         by_rank: list[tuple[bool, str] | None] = [None] * dist.get_world_size()
         dist.all_gather_object(by_rank, mine)

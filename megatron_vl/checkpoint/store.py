@@ -122,13 +122,18 @@ class CheckpointStore:
         if not self.values.asynchronous:
             self._finish()
 
-    def advance(self) -> None:
-        """To be called after every step: goes on with a checkpoint as soon as no rank would wait for another's files.
+    def is_busy(self) -> bool:
+        """Whether this rank still writes its part of a checkpoint. Not collective."""
+        return self._pending is not None and self._pending.saving.is_busy()
+
+    def advance(self, *, busy: bool) -> None:
+        """After every step: goes on with a checkpoint unless some rank was `busy`, as all have told each other in that
+        step's agreement, so that none waits for another's files.
 
         Raises PassingError as `save` does.
         """
-        if self._pending is not None:
-            self._advance(self._pending)
+        if self._pending is not None and not busy:
+            self._go_on(self._pending)
 
     def close_stage(self) -> None:
         """Wait until what was saved is whole on disk, and let go of the stage's optimizer. Raises as `save` does."""
@@ -138,19 +143,23 @@ class CheckpointStore:
     def _finish(self) -> None:
         """Ranks ask each other rather than wait in one collective, whose time a slow disk may exceed."""
         while (pending := self._pending) is not None:
-            if not self._advance(pending):
+            began = time.perf_counter()
+            while self.is_some_rank_busy():
                 time.sleep(POLL_SECONDS)
-                pending.stall_seconds += POLL_SECONDS
                 pending.saving.leave_mark()
-
-    def _advance(self, pending: _Pending) -> bool:
-        """Whether no rank was busy, so that all have gone on."""
-        began = time.perf_counter()
-        busy = torch.tensor(float(pending.saving.is_busy()), device=pending.stage.device)
-        dist.all_reduce(busy)
-        if busy.item():
             pending.stall_seconds += time.perf_counter() - began
+            self._go_on(pending)
+
+    def is_some_rank_busy(self) -> bool:
+        """The same on all ranks, which meet here."""
+        if self._pending is None:
             return False
+        busy = torch.tensor(float(self.is_busy()), device=self._pending.stage.device)
+        dist.all_reduce(busy)
+        return bool(busy.item())
+
+    def _go_on(self, pending: _Pending) -> None:
+        began = time.perf_counter()
         self._pending = None  # for good, if it fails
         is_whole = pending.saving.go_on()
         pending.stall_seconds += time.perf_counter() - began
@@ -158,7 +167,6 @@ class CheckpointStore:
             self._on_saved(self._told(pending))
         else:
             self._pending = pending
-        return True
 
     def _told(self, pending: _Pending) -> Saved:
         state, saving = pending.state, pending.saving

@@ -79,16 +79,14 @@ class Background(Generic[T]):
         self._thread.join()
         if self._error is not None:
             raise self._error
-        return self._result  # type: ignore[return-value]
+        return cast(T, self._result)  # None only where T is
 
     def _run(self) -> None:
         try:
-            if self._low_priority:
-                os.setpriority(
-                    os.PRIO_PROCESS, threading.get_native_id(), NICENESS
-                )  # Linux: of the thread alone
+            if self._low_priority:  # on Linux that of the thread alone
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
             self._result = self._work()
-        except BaseException as error:
+        except BaseException as error:  # raised where the result is asked for
             self._error = error
 
 

@@ -38,9 +38,8 @@ class PretrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     recompute: RecomputeConfig = field(default_factory=RecomputeConfig)
-    cluster: ClusterConfig = field(
-        default_factory=ClusterConfig
-    )  # for planning: parallel.layout=auto, launch.plan
+    # For planning: parallel.layout=auto, launch.plan.
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
     data: DataConfig = field(default_factory=DataConfig)
     stages: list[str] = field(default_factory=lambda: list(STAGE_NAMES))
     stage: StagesConfig = field(default_factory=StagesConfig)

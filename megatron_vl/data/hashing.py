@@ -24,9 +24,10 @@ def stream_key(*labels: int | str) -> int:
 
 def random_words(key: int, num: int) -> npt.NDArray[np.uint64]:
     """The first `num` outputs (uint64) of SplitMix64 started at `key`."""
-    return _mix(
+    state = (
         np.uint64(key) + np.arange(1, num + 1, dtype=np.uint64) * _INCREMENT
     )  # wraps at 2^64, as it should
+    return _mix(state)
 
 
 def permutation(key: int, num: int) -> npt.NDArray[np.int64]:

@@ -103,10 +103,9 @@ class _Server(socketserver.ThreadingUnixStreamServer):
 
 def main() -> None:
     """Serve until standard input ends."""
+    # SLURM sends signals to all processes; they are the ranks' to handle, who save first.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(
-            number, signal.SIG_IGN
-        )  # they are the ranks' to handle, who save first; SLURM sends them to all
+        signal.signal(number, signal.SIG_IGN)
     settings = ServerSettings.from_json(json.loads(sys.stdin.readline()))
     try:
         server = _Server(settings.address, PlanBook(settings))

@@ -146,5 +146,6 @@ def _missing(store: dist.Store, world_size: int, timeout: timedelta) -> str:
     except dist.DistStoreError:
         ranks = [rank for rank, key in enumerate(keys) if not store.check([key])]
         more = f" and {len(ranks) - _MAX_NAMED} more" if len(ranks) > _MAX_NAMED else ""
-        return f"ranks {', '.join(map(str, ranks[:_MAX_NAMED]))}{more}" if ranks else ""
+        word = "rank" if len(ranks) == 1 else "ranks"
+        return f"{word} {', '.join(map(str, ranks[:_MAX_NAMED]))}{more}" if ranks else ""
     return ""

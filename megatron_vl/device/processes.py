@@ -47,11 +47,8 @@ def rank_environment(environ: Mapping[str, str] = os.environ) -> RankEnvironment
     Raises:
         UserError: some of a launcher's variables are missing, or no number.
     """
-    if "RANK" in environ:
-        names = {"rank": "RANK", "local_rank": "LOCAL_RANK", "world_size": "WORLD_SIZE"}
-    elif "SLURM_PROCID" in environ and "SLURM_STEP_ID" in environ:
-        names = {"rank": "SLURM_PROCID", "local_rank": "SLURM_LOCALID", "world_size": "SLURM_NTASKS"}
-    else:
+    names = _launched_by(environ)
+    if names is None:
         return None
     required = [*names.values(), "MASTER_ADDR", "MASTER_PORT"]
     missing = [name for name in required if not environ.get(name)]
@@ -72,11 +69,29 @@ def rank_environment(environ: Mapping[str, str] = os.environ) -> RankEnvironment
     )
 
 
+def _launched_by(environ: Mapping[str, str]) -> dict[str, str] | None:
+    """The names of the launcher's variables."""
+    if "RANK" in environ:
+        return {"rank": "RANK", "local_rank": "LOCAL_RANK", "world_size": "WORLD_SIZE"}
+    if "SLURM_PROCID" in environ and "SLURM_STEP_ID" in environ:
+        return {"rank": "SLURM_PROCID", "local_rank": "SLURM_LOCALID", "world_size": "SLURM_NTASKS"}
+    return None
+
+
 def _integer(name: str, text: str) -> int:
     try:
         return int(text)
     except ValueError:
         raise UserError(f"environment variable {name}={text!r} is not a whole number") from None
+
+
+def die_with_launcher() -> None:
+    """Where a launcher has started this process (ours, torchrun or srun), end when it ends, however it does."""
+    launcher = os.environ.get(LAUNCHER_VARIABLE)
+    if launcher is not None:
+        die_with_parent(int(launcher))
+    elif _launched_by(os.environ) is not None:
+        die_with_parent()
 
 
 def die_with_parent(parent_pid: int | None = None) -> None:

@@ -93,9 +93,8 @@ def _event(span: Span, process: int, rank: int) -> dict[str, object]:
 
 def write_png(path: Path, timelines: list[Timeline]) -> None:
     """The steps one below the other, on one scale of time. Later virtual stages are paler; what is white is idle."""
-    from matplotlib.backends.backend_agg import (
-        FigureCanvasAgg,
-    )  # only drawing needs it, and it takes a second
+    # Only drawing needs it, and it takes a second.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 

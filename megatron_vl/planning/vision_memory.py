@@ -13,9 +13,8 @@ from megatron_vl.planning.passes import PART, adaptor_units, encoder_units
 
 SAM_PARTS = frozenset({"sam", "sam_downsample"})
 ENCODER_PARTS = SAM_PARTS | {"siglip"}
-BIAS_SCORES = (
-    64**4
-)  # model.relative_attention: the most scores whose bias is made at once, unless one head has more
+# Of model.relative_attention: the most scores whose bias is made at once, unless one head has more.
+BIAS_SCORES = 64**4
 
 
 @dataclass(frozen=True, kw_only=True)

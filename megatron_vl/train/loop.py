@@ -106,7 +106,6 @@ def train_stage(stage: Stage, run: Run) -> str:
         if step == stage.first_step:
             _started(stage, run)
         run.collector.collect_if_due(step)
-        run.store.advance()
         if len(health.skipped) >= faults.skipped_in_a_row:
             return ROLLED_BACK
         ends = step == num_steps
@@ -160,6 +159,7 @@ def _train_and_record(stage: Stage, run: Run, loaded: LoadedStep) -> bool:
         raise error
     run.recorder.step(stage.meter.row(loaded, result, stage.schedule.at(step)))
     run.profiler.after(global_step)
+    run.store.advance(busy=result.saving)
     _record_timeline(stage, run, loaded, timeline)
     _check_failures(stage, run.config.data.max_failed_fraction, result)
     stage.health.count(step, loaded.plan.modality, result.loss, result.skipped, faults)
@@ -195,6 +195,7 @@ def _train(stage: Stage, loaded: LoadedStep, run: Run, max_loss: float) -> StepR
     max_norm = run.config.train.gradient_clip
     vote = Vote(
         stop_requested=bool(run.stop),
+        saving=run.store.is_busy(),
         plan_group=loaded.plan.group,
         plan_digest=loaded.plan.digest,
         traffic=loaded.traffic,
@@ -244,18 +245,9 @@ def _record_timeline(stage: Stage, run: Run, loaded: LoadedStep, timeline: Timel
     groups = stage.model.groups
     by_rank: list[Any] = [None] * groups.collection.pp.size()
     dist.all_gather_object(by_rank, timeline.events, group=groups.collection.pp)
-    step = loaded.plan.step
     events = [{"pp_rank": rank, **asdict(event)} for rank, events in enumerate(by_rank) for event in events]
-    run.recorder.timeline(
-        {
-            "stage": stage.settings.name,
-            "step": step,
-            "global_step": stage.settings.first_global_step + step - 1,
-            "modality": loaded.plan.modality,
-            "bubble_fraction": bubble_fraction(by_rank),
-            "events": events,
-        }
-    )
+    measured = {"bubble_fraction": bubble_fraction(by_rank), "events": events}
+    run.recorder.timeline({**_place(stage, loaded), **measured})
 
 
 def _check_failures(stage: Stage, max_fraction: float, result: StepResult) -> None:

@@ -31,10 +31,10 @@ class StepMetrics:
     tokens_per_second: float
     tokens_per_second_by_modality: dict[str, float]  # of their sources: text, multimodal
     images_per_second: float
-    mfu: (
-        float | None
-    )  # model FLOPs utilisation, of decoder and head; null where the cluster's peak is not known
-    mfu_with_vision: float | None  # of towers and adaptor too
+    # Model FLOPs utilisation: of decoder and head, and of towers and adaptor too; null where the cluster's peak is
+    # not known.
+    mfu: float | None
+    mfu_with_vision: float | None
     data_wait_seconds: float
     bytes_fetched: int  # from where shards lie, by all ranks since the step before
     bytes_used: int  # of them, members that samples consist of

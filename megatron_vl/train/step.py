@@ -22,7 +22,7 @@ from megatron_vl.train.by_source import losses_by_source, tokens_by_source, told
 from megatron_vl.train.optimizer import Optimizer
 from megatron_vl.train.stragglers import Straggler, straggler
 
-FIXED = 11  # places of the vector that all ranks add up, before those of sources and ranks
+FIXED = 12  # places of the vector that all ranks add up, before those of sources and ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,7 @@ class StepResult:
     bytes_fetched: int
     bytes_used: int
     stop_requested: bool  # some rank has received a signal
+    saving: bool  # some rank was writing its part of a checkpoint
     skipped: bool  # loss or gradients were not finite, or the loss a spike: the weights are unchanged
     seconds: float  # that it took
     straggler: Straggler | None  # of the step before
@@ -50,8 +51,8 @@ class StepResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Vote:
-    """What a rank tells all others at the end of a step: whether it was asked to stop, what it has planned, what it
-    has read since the step before, and how long it computed in that one.
+    """What a rank tells all others at the end of a step: whether it was asked to stop, whether it still writes a
+    checkpoint, what it has planned, what it has read since the step before, and how long it computed in that one.
 
     Ranks of one `plan_group` must have one `plan_digest` (below 2^52: exact in fp64). The same on all ranks:
     `max_loss`, where a loss becomes a spike, `sources`, whose losses and tokens are told apart, and whether there are
@@ -59,6 +60,7 @@ class Vote:
     """
 
     stop_requested: bool = False
+    saving: bool = False
     plan_group: int = 0
     plan_digest: int = 0
     traffic: Traffic = NO_TRAFFIC
@@ -122,9 +124,8 @@ def train_step(
 
 def _result(summed: list[float], vote: Vote, topology: Topology) -> StepResult:
     """What the vector of `_told`, added up over all ranks, says. Raises RuntimeError as `train_step` does."""
-    squares, loss_sum, supervised, tokens, samples, failed, images, pairs, stops, fetched, used = summed[
-        :FIXED
-    ]
+    squares, loss_sum, supervised, tokens, samples, failed, images, pairs = summed[:8]
+    stops, saving, fetched, used = summed[8:FIXED]
     ranks_begin = FIXED + 3 * len(vote.sources)
     loss_by_source, num_tokens_by_source = told_apart(vote.sources, summed[FIXED:ranks_begin])
     width = len(vote.of_rank)
@@ -148,6 +149,7 @@ def _result(summed: list[float], vote: Vote, topology: Topology) -> StepResult:
         bytes_fetched=int(fetched),
         bytes_used=int(used),
         stop_requested=stops > 0,
+        saving=saving > 0,
         skipped=not is_sound,
         seconds=math.nan,
         straggler=straggler([one[2] for one in by_rank], topology.pipeline_size),
@@ -168,7 +170,8 @@ def _told(microbatches: list[Microbatch], groups: Groups, vote: Vote) -> Tensor:
             tokens_by_source(microbatches, vote.sources), dtype=torch.float64
         )
     told[8:FIXED] = torch.tensor(
-        [vote.stop_requested, vote.traffic.bytes_fetched, vote.traffic.bytes_used], dtype=torch.float64
+        [vote.stop_requested, vote.saving, vote.traffic.bytes_fetched, vote.traffic.bytes_used],
+        dtype=torch.float64,
     )
     mine = by_rank + len(of_rank) * dist.get_rank()
     told[mine : mine + len(of_rank)] = torch.tensor(of_rank, dtype=torch.float64)

@@ -13,6 +13,8 @@ import pytest
 
 from megatron_vl.checkpoint.manifest import damage
 from megatron_vl.checkpoint.state import whole_checkpoints
+from tests.support.fault_matrix import BIT_FOR_BIT, Row, seen
+from tests.support.faults import last_step
 from tests.support.runs import command, environment, finish, losses
 
 STEPS = [
@@ -50,28 +52,50 @@ def flip_a_byte(path: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("harm", [flip_a_byte, pytest.param(Path.unlink, marks=pytest.mark.slow)])
-def test_a_damaged_one_is_named_and_passed_over(
-    harm: object, data_root: Path, whole: Path, tmp_path: Path
-) -> None:
-    """From the one before, to the same losses; every step stands once in the metrics."""
-    folder = tmp_path / "run"
+def copy_of(whole: Path, folder: Path) -> Path:
+    """The folder of the checkpoints of a copy of the run."""
     shutil.copytree(whole, folder)
-    harm(folder / "checkpoints" / "adaptor-00000008" / "__1_0.distcp")  # type: ignore[operator]
-    flip_a_byte(folder / "checkpoints" / "adaptor-00000006" / "__0_0.distcp")
-    arguments = command(data_root, folder, *STEPS, "train.stop_at=8")
-    if harm is flip_a_byte:  # all files have their sizes, so the launcher takes the run for complete
-        shutil.rmtree(folder / "checkpoints" / "adaptor-00000008")
-    status, output = finish(arguments)
+    return folder / "checkpoints"
+
+
+def test_a_truncated_one_is_named_and_passed_over(data_root: Path, whole: Path, tmp_path: Path) -> None:
+    """The newest: the run goes on from the one before, to the same losses; every step stands once in the metrics."""
+    checkpoints = copy_of(whole, tmp_path / "run")
+    os.truncate(checkpoints / "adaptor-00000008" / "__1_0.distcp", 1000)
+    status, output = finish(command(data_root, tmp_path / "run", *STEPS))
+    assert status == 0, output
+    assert "checkpoint adaptor-00000008 is damaged, and passed over: __1_0.distcp has 1000 bytes" in output
+    assert "resuming after step 6" in output
+    assert losses(tmp_path / "run") == losses(whole)
+    assert (checkpoints / "adaptor-00000008.damaged").is_dir()
+    row = Row(
+        fault="the newest checkpoint is truncated", detected_seconds=None, steps_lost=2, result=BIT_FOR_BIT
+    )
+    seen(row)
+
+
+@pytest.mark.slow
+def test_one_with_another_content_is_named_and_passed_over(
+    data_root: Path, whole: Path, tmp_path: Path
+) -> None:
+    """All files have their sizes. Of a complete run the launcher would not ask for more, so its last one goes."""
+    checkpoints = copy_of(whole, tmp_path / "run")
+    shutil.rmtree(checkpoints / "adaptor-00000008")
+    with (checkpoints / "adaptor-00000006" / "__0_0.distcp").open("r+b") as file:
+        file.seek(5000)
+        (byte,) = file.read(1)
+        file.seek(5000)
+        file.write(bytes([byte ^ 1]))
+    status, output = finish(command(data_root, tmp_path / "run", *STEPS))
     assert status == 0, output
     assert "checkpoint adaptor-00000006 is damaged, and passed over: the content of __0_0.distcp" in output
     assert "resuming after step 4" in output
-    assert losses(folder) == losses(whole)
-    assert (folder / "checkpoints" / "adaptor-00000006.damaged").is_dir()
+    assert losses(tmp_path / "run") == losses(whole)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_told_and_costs_nothing(data_root: Path, whole: Path, tmp_path: Path) -> None:
-    """A file system of its own, with room for one checkpoint and a half."""
+    """A file system of its own, with room for one checkpoint and a half. With more room the run goes on."""
     (one, *_) = whole_checkpoints(whole / "checkpoints")
     room = sum(path.stat().st_size for path in one.rglob("*") if path.is_file()) * 3 // 2
     checkpoints, left = tmp_path / "run" / "checkpoints", tmp_path / "left"
@@ -99,3 +123,14 @@ def test_a_full_disk_is_told_and_costs_nothing(data_root: Path, whole: Path, tmp
     assert re.search(message, output), output
     assert [path.name for path in left.iterdir()] == ["adaptor-00000002"]
     assert damage(left / "adaptor-00000002") is None
+    lost = last_step(tmp_path / "run") - 2
+
+    shutil.copytree(left, checkpoints, dirs_exist_ok=True)
+    status, output = finish(command(data_root, tmp_path / "run", *STEPS))
+    assert status == 0, output
+    assert losses(tmp_path / "run") == losses(whole)
+    seen(
+        Row(
+            fault="the disk is full during a save", detected_seconds=None, steps_lost=lost, result=BIT_FOR_BIT
+        )
+    )

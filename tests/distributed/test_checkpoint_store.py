@@ -35,9 +35,7 @@ def save_both_ways(case: Case, folder: Path, sharding: str) -> list[Saved]:
     saving.write = write_late
     asynchronous = store_in(folder / "asynchronous", case, told.append, optimizer_sharding=sharding)
     one.save(asynchronous)
-    for _ in range(2):
-        one.train(1)
-        asynchronous.advance()
+    one.train(2, asynchronous)
     assert not told
     assert not whole_checkpoints(asynchronous.folder)
     trained.set()
@@ -63,8 +61,7 @@ def save_and_advance(case: Case, folder: Path, most_steps: int) -> list[int]:
     one.train(1)
     one.save(asynchronous)
     while not whole and one.step < most_steps:
-        one.train(1)
-        asynchronous.advance()
+        one.train(1, asynchronous)
     asynchronous.close_stage()
     return whole
 

@@ -77,7 +77,7 @@ def test_a_rank_that_does_not_come_is_named(tmp_path: Path) -> None:
     with ranks(tmp_path, [0, 2], 3, 10, 1, 0, 0) as started:
         (status, words), (other_status, _) = map(end_of, started)
     assert status == other_status == 3
-    assert "ranks 1 of 3 did not come to 127.0.0.1" in words
+    assert "rank 1 of 3 did not come to 127.0.0.1" in words
     assert "run.start_timeout_seconds=10" in words
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from megatron_vl.checkpoint.state import newest_checkpoint
+from tests.support.fault_matrix import BIT_FOR_BIT, Row, seen
+from tests.support.faults import last_step
 from tests.support.runs import CHECKOUT, command, losses, metrics, wait_for
 from tests.support.slurm import ENDS, HELD, Slurm
 
@@ -68,7 +70,7 @@ def test_a_finished_run(whole: Slurm) -> None:
 
 
 def test_requeued_before_the_time_limit(slurm: Slurm, whole: Slurm, data_root: Path) -> None:
-    """The signal is the one of --signal=B:USR1, which reaches the batch script alone."""
+    """The signal is the one of --signal=B:USR1@600, which reaches the batch script alone."""
     job = slurm.submit("sbatch", *SHAPE, PRETRAIN, *overrides(data_root, "run"))
     has_steps(slurm, job, 2)
     assert slurm.run("scancel", "--batch", "--signal=USR1", job)[0] == 0
@@ -78,6 +80,17 @@ def test_requeued_before_the_time_limit(slurm: Slurm, whole: Slurm, data_root: P
     assert "resuming" in slurm.log(job)
     assert answers(slurm) == ["requeue", "done"]
     assert losses(slurm.work / "run") == losses(whole.work / "run")
+
+
+def test_slurm_sends_the_signal_by_itself(slurm: Slurm, data_root: Path) -> None:
+    """Of a run that would take longer, whose time limit is suddenly nine minutes off."""
+    job = slurm.submit("sbatch", *SHAPE, PRETRAIN, *overrides(data_root, "run", "train.steps=5000"))
+    wait_for(lambda: last_step(slurm.work / "run") >= 2, "two steps", 600)
+    assert slurm.run("scontrol", "update", f"jobid={job}", "TimeLimit=9")[0] == 0
+    slurm.wait_for_state(job, HELD)
+    assert (status(slurm)["state"], answers(slurm)) == ("interrupted", ["requeue"])
+    assert status(slurm)["step"] == last_step(slurm.work / "run")
+    assert slurm.run("scancel", job)[0] == 0
 
 
 def test_preempted(slurm: Slurm, whole: Slurm, data_root: Path) -> None:
@@ -101,11 +114,15 @@ def test_a_node_dies(node: str, slurm: Slurm, whole: Slurm, data_root: Path) -> 
     assert slurm.state(job).startswith("RUNNING"), slurm.log(job)
     with slurm.spare_node():
         slurm.node("kill", node)
+        trained = last_step(slurm.work / "run")
         slurm.start_again_now(job)
         slurm.wait_for_state(job, "COMPLETED")
     slurm.node("node", node)
-    assert re.search("resuming after step (4|8)", slurm.log(job))
+    resumed = re.search("resuming after step (4|8)", slurm.log(job))
+    assert resumed is not None
     assert losses(slurm.work / "run") == losses(whole.work / "run")
+    lost = trained - int(resumed[1])
+    seen(Row(fault="a node is lost", detected_seconds=None, steps_lost=lost, result=BIT_FOR_BIT))
 
 
 def test_cancelled_jobs_stay_away(slurm: Slurm, data_root: Path) -> None:

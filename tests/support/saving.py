@@ -31,14 +31,18 @@ class Trainee:
     groups: Groups
     step: int = 0
 
-    def train(self, num_steps: int) -> list[float]:
-        """The losses."""
+    def train(self, num_steps: int, store: CheckpointStore | None = None) -> list[float]:
+        """The losses. A `store` goes on with what it saves, as in training."""
         losses = []
         for _ in range(num_steps):
             self.step += 1
             self.optimizer.set_learning_rate(1e-3)
             rows = batch(self.case, self.step, self.groups)
-            losses.append(train_step(self.chunks, self.optimizer, rows, self.groups, 1.0, Vote()).loss)
+            vote = Vote(saving=store is not None and store.is_busy())
+            result = train_step(self.chunks, self.optimizer, rows, self.groups, 1.0, vote)
+            losses.append(result.loss)
+            if store is not None:
+                store.advance(busy=result.saving)
         return losses
 
     def save(self, store: CheckpointStore) -> None:

@@ -143,9 +143,8 @@ def test_recompute_adds_what_is_computed_again() -> None:
         times(setting(recompute_vision=again), SFT).chunk("E", WITH_IMAGES).backward
         for again in (False, True)
     ]
-    assert (
-        24 * 5 / 2 < towers[1] - towers[0] < 24 * 5
-    )  # SigLIP's blocks but for their last product; SAM is frozen
+    # SigLIP's blocks but for their last product; SAM is frozen.
+    assert 24 * 5 / 2 < towers[1] - towers[0] < 24 * 5
 
 
 @pytest.mark.parametrize("images", [0, 1, 2, 5, 6])

@@ -168,9 +168,8 @@ def test_truncation_and_padding_of_the_file_are_not_applied(
     changed = text_rule(path)
     sample = Sample(text="a rather long document of words")
     np.testing.assert_array_equal(changed.encode(sample, []).tokens, rule.encode(sample, []).tokens)
-    assert (
-        changed.tokenizer_fingerprint == rule.tokenizer_fingerprint
-    )  # the same tokens: the same fingerprint
+    # The same tokens: the same fingerprint.
+    assert changed.tokenizer_fingerprint == rule.tokenizer_fingerprint
 
 
 def test_the_fingerprint_changes_with_vocabulary_and_special_tokens(tmp_path: Path, rule: TextRule) -> None:
