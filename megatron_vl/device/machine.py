@@ -3,8 +3,9 @@
 import importlib.util
 import os
 import resource
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import psutil
 import torch
@@ -21,6 +22,18 @@ class MemoryUse:
     host_bytes: int
     device_peak_bytes: int | None
     device_reserved_bytes: int | None
+
+    def to_numbers(self) -> tuple[float, float, float]:
+        """For a message; -1 stands for None."""
+        held = (self.host_bytes, self.device_peak_bytes, self.device_reserved_bytes)
+        host, peak, reserved = (-1.0 if number is None else float(number) for number in held)
+        return host, peak, reserved
+
+    @classmethod
+    def from_numbers(cls, numbers: Sequence[float]) -> Self:
+        """The inverse of `to_numbers`."""
+        host, peak, reserved = (None if number < 0 else int(number) for number in numbers)
+        return cls(host_bytes=host or 0, device_peak_bytes=peak, device_reserved_bytes=reserved)
 
 
 @dataclass(frozen=True)

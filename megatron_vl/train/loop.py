@@ -180,8 +180,10 @@ def _place(stage: Stage, loaded: LoadedStep) -> dict[str, Any]:
 
 
 def _is_checkpoint_due(stage: Stage, run: Run, step: int) -> bool:
-    """None while steps are being skipped: what went wrong may be the weights."""
-    return step % run.config.checkpoint.every == 0 and not stage.health.skipped
+    """None while steps are being skipped, since what went wrong may be the weights, nor at a step that is given up:
+    going back must not end at the same weights under a later name."""
+    health = stage.health
+    return step % run.config.checkpoint.every == 0 and not health.skipped and step not in health.given_up
 
 
 def _train(stage: Stage, loaded: LoadedStep, run: Run, max_loss: float) -> StepResult:
@@ -200,6 +202,7 @@ def _train(stage: Stage, loaded: LoadedStep, run: Run, max_loss: float) -> StepR
         plan_digest=loaded.plan.digest,
         traffic=loaded.traffic,
         compute_seconds=computed,
+        memory=run.device.memory_use(),
         max_loss=max_loss,
         sources=tuple(sorted(stage.settings.values.sources)),
         witnesses=_witnesses(stage, run, loaded),

@@ -20,7 +20,6 @@ class Meter:
     """
 
     stage: StageSettings
-    device: Device
     flops: UsefulFlops
     peak_flops: float | None
     modality: Mapping[str, str]
@@ -31,18 +30,16 @@ class Meter:
     ) -> "Meter":
         return cls(
             stage=stage,
-            device=device,
             flops=useful_flops(config.model, frozenset(stage.values.train)),
             peak_flops=_peak_flops(config, stage, device),
             modality=modality,
         )
 
     def row(self, loaded: LoadedStep, result: StepResult, learning_rate: float) -> StepMetrics:
-        """Of the step that `loaded` has been trained on. Memory is this process's."""
+        """Of the step that `loaded` has been trained on."""
         step, seconds = loaded.plan.step, result.seconds + loaded.wait_seconds
         language = self.flops.language(result.num_tokens, result.num_pairs)
         vision = self.flops.vision(result.num_images)
-        memory = self.device.memory_use()
         return StepMetrics(
             stage=self.stage.name,
             step=step,
@@ -67,9 +64,10 @@ class Meter:
             data_wait_seconds=loaded.wait_seconds,
             bytes_fetched=result.bytes_fetched,
             bytes_used=result.bytes_used,
-            host_memory_bytes=memory.host_bytes,
-            device_peak_bytes=memory.device_peak_bytes,
-            device_reserved_bytes=memory.device_reserved_bytes,
+            fullest_rank=result.fullest.rank,
+            host_memory_bytes=result.fullest.memory.host_bytes,
+            device_peak_bytes=result.fullest.memory.device_peak_bytes,
+            device_reserved_bytes=result.fullest.memory.device_reserved_bytes,
             text_ratio=loaded.plan.text_ratio,
             text_share=loaded.plan.text_share,
             skipped=result.skipped,

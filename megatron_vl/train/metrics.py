@@ -38,7 +38,8 @@ class StepMetrics:
     data_wait_seconds: float
     bytes_fetched: int  # from where shards lie, by all ranks since the step before
     bytes_used: int  # of them, members that samples consist of
-    host_memory_bytes: int  # resident, of the process that writes
+    fullest_rank: int  # that holds most on its GPU, without GPUs most on its host
+    host_memory_bytes: int  # resident, of its process
     device_peak_bytes: int | None  # the most that its tensors have had on the GPU so far
     device_reserved_bytes: int | None  # the most that torch has held there
     text_ratio: float  # scheduled share of text at this step

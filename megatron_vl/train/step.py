@@ -12,6 +12,7 @@ from torch import Tensor
 
 from megatron_vl.data.microbatch import Microbatch
 from megatron_vl.data.shard_reader import NO_TRAFFIC, Traffic
+from megatron_vl.device.machine import MemoryUse
 from megatron_vl.device.trail import TRAIL
 from megatron_vl.model.spread import Spread
 from megatron_vl.parallel.groups import Groups
@@ -19,10 +20,12 @@ from megatron_vl.parallel.pipeline import run_microbatches
 from megatron_vl.parallel.replicas import NUM_WITNESSES, suspects
 from megatron_vl.planning.topology import Topology
 from megatron_vl.train.by_source import losses_by_source, tokens_by_source, told_apart
+from megatron_vl.train.fullest import Fullest, fullest
 from megatron_vl.train.optimizer import Optimizer
 from megatron_vl.train.stragglers import Straggler, straggler
 
 FIXED = 12  # places of the vector that all ranks add up, before those of sources and ranks
+NO_MEMORY = MemoryUse(host_bytes=0, device_peak_bytes=None, device_reserved_bytes=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +49,15 @@ class StepResult:
     skipped: bool  # loss or gradients were not finite, or the loss a spike: the weights are unchanged
     seconds: float  # that it took
     straggler: Straggler | None  # of the step before
+    fullest: Fullest
     corrupted: list[int]  # ranks whose parameters were not those of their replicas: the weights are unchanged
 
 
 @dataclass(frozen=True, kw_only=True)
 class Vote:
     """What a rank tells all others at the end of a step: whether it was asked to stop, whether it still writes a
-    checkpoint, what it has planned, what it has read since the step before, and how long it computed in that one.
+    checkpoint, what it has planned, what it has read since the step before, how long it computed in that one, and the
+    memory that it holds.
 
     Ranks of one `plan_group` must have one `plan_digest` (below 2^52: exact in fp64). The same on all ranks:
     `max_loss`, where a loss becomes a spike, `sources`, whose losses and tokens are told apart, and whether there are
@@ -65,6 +70,7 @@ class Vote:
     plan_digest: int = 0
     traffic: Traffic = NO_TRAFFIC
     compute_seconds: float = 0.0
+    memory: MemoryUse = NO_MEMORY
     max_loss: float = math.inf
     sources: tuple[str, ...] = ()
     witnesses: Callable[[], Tensor] | None = None
@@ -73,7 +79,7 @@ class Vote:
     def of_rank(self) -> tuple[float, ...]:
         """What stands in the rank's own places; what the device says comes there later."""
         later = (0.0,) * NUM_WITNESSES if self.witnesses else ()
-        return (self.plan_group, self.plan_digest, self.compute_seconds, *later)
+        return (self.plan_group, self.plan_digest, self.compute_seconds, *self.memory.to_numbers(), *later)
 
 
 def train_step(
@@ -153,7 +159,8 @@ def _result(summed: list[float], vote: Vote, topology: Topology) -> StepResult:
         skipped=not is_sound,
         seconds=math.nan,
         straggler=straggler([one[2] for one in by_rank], topology.pipeline_size),
-        corrupted=suspects([one[3:] for one in by_rank], topology) if vote.witnesses else [],
+        fullest=fullest([MemoryUse.from_numbers(one[3:6]) for one in by_rank]),
+        corrupted=suspects([one[6:] for one in by_rank], topology) if vote.witnesses else [],
     )
 
 

@@ -104,12 +104,12 @@ def out_of_memory(told: dict[str, Any]) -> None:
 
 @fault
 def corrupted(told: dict[str, Any]) -> None:
-    """A bit of a rank's first parameter flips before its step."""
+    """A bit of the rank's last parameter, which every step uses, flips before its step."""
     import torch
 
     def flip(stage: Any) -> None:
         if is_due(told):
-            parameter = next(iter(stage.model.chunks[0].module.parameters()))
+            *_, parameter = stage.model.chunks[0].module.parameters()
             parameter.data.view(torch.int32).view(-1)[0] ^= 1 << 25
 
     before_step(flip)

@@ -26,6 +26,7 @@ ROW = StepMetrics(
     data_wait_seconds=0.01,
     bytes_fetched=1020,
     bytes_used=1000,
+    fullest_rank=0,
     host_memory_bytes=2**30,
     device_peak_bytes=None,
     device_reserved_bytes=None,

@@ -10,11 +10,12 @@ from megatron_vl.config.train import PARTS, StageConfig, TrainConfig
 from megatron_vl.data.loader import LoadedStep
 from megatron_vl.data.shard_reader import NO_TRAFFIC
 from megatron_vl.data.types import StepPlan
-from megatron_vl.device.machine import Device
+from megatron_vl.device.machine import Device, MemoryUse
 from megatron_vl.planning.forecast import mean_flops
 from megatron_vl.planning.topology import Topology
 from megatron_vl.planning.useful import useful_flops
 from megatron_vl.planning.workload import Workload
+from megatron_vl.train.fullest import Fullest
 from megatron_vl.train.meter import Meter
 from megatron_vl.train.settings import StageSettings
 from megatron_vl.train.step import StepResult
@@ -31,6 +32,7 @@ STAGE = StageSettings(
     layout="EttttL",
     first_global_step=11,
 )
+HELD = MemoryUse(host_bytes=2**30, device_peak_bytes=2**32, device_reserved_bytes=2**33)
 LOADED = LoadedStep(
     plan=StepPlan(step=3, modality="mixed", text_ratio=0.5, text_share=0.25, packs=(), group=0, digest=0),
     microbatches=[],
@@ -51,9 +53,11 @@ RESULT = StepResult(
     bytes_fetched=1,
     bytes_used=1,
     stop_requested=False,
+    saving=False,
     skipped=False,
     seconds=1.5,
     straggler=None,
+    fullest=Fullest(rank=3, memory=HELD),
     corrupted=[],
 )
 MODALITY = {"pages": "multimodal", "text": "text"}
@@ -68,7 +72,7 @@ def test_rates_are_per_second_of_the_step_with_its_wait() -> None:
     assert (row.step, row.global_step, row.step_seconds, row.learning_rate) == (3, 13, 2.0, 0.25)
     assert (row.tokens_per_second, row.images_per_second) == (500.0, 3.0)
     assert row.tokens_per_second_by_modality == {"multimodal": 300.0, "text": 200.0}
-    assert row.host_memory_bytes > 2**20 and row.device_peak_bytes is None
+    assert (row.fullest_rank, row.host_memory_bytes, row.device_reserved_bytes) == (3, 2**30, 2**33)
 
 
 def test_useful_flops_count_the_decoders_products_by_hand() -> None:
