@@ -156,6 +156,7 @@ def _train_and_record(stage: Stage, run: Run, loaded: LoadedStep) -> bool:
     if result.corrupted:
         error = corruption(stage.settings.name, step, result.corrupted)
         run.recorder.fault({"kind": "corruption", **_place(stage, loaded), "message": str(error)})
+        run.store.close_stage()  # what is on its way was compared before
         raise error
     run.recorder.step(stage.meter.row(loaded, result, stage.schedule.at(step)))
     run.profiler.after(global_step)
