@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.support.fault_matrix import BIT_FOR_BIT, NO_RESULT, WITHIN, Row, seen
-from tests.support.faults import by_step, faults, faulty, last_step, newest_step, status
+from tests.support.faults import by_step, faults, faulty, last_step, newest_step, status, steps_lost
 from tests.support.runs import command, finish
 
 DP2 = ["stages=[joint]", "data.text_ratio=0.5", "heldout.max_samples=0", "run.num_processes=2"]
@@ -91,7 +91,7 @@ def check_stop(root: Path, tmp_path: Path, rank: int, overrides: list[str], name
     assert "Thread 0x" in other and "_train_and_record" in other  # the stack of the one that waited
     assert status(run)["state"] == "running"  # what started it starts it again
     assert [row["kind"] for row in faults(run)] == ["hang"]
-    lost = last_step(run) - newest_step(run)
+    lost = steps_lost(run, every=2)
 
     trained(root, run, *settings)
     trained(root, tmp_path / "whole", *settings)
@@ -112,7 +112,7 @@ def test_a_rank_that_stands_still_is_named(data_root: Path, tmp_path: Path) -> N
         Row(
             fault="a rank that lives but stands still",
             detected_seconds=seconds,
-            steps_lost=last_step(run) - newest_step(run),
+            steps_lost=steps_lost(run, every=2),
             result=NO_RESULT,
         )
     )
@@ -175,7 +175,7 @@ def test_the_run_gives_up_when_going_back_does_not_help(data_root: Path, tmp_pat
         Row(
             fault="NaN in every loss from some step on",
             detected_seconds=seconds,
-            steps_lost=last_step(run) - 2,
+            steps_lost=last_step(run) - newest_step(run),
             result=NO_RESULT,
         )
     )
@@ -189,7 +189,7 @@ def test_memory_that_does_not_suffice_is_one_clear_error(data_root: Path, tmp_pa
     assert "error: rank 1 (pipeline stage 1 of 2, " in output
     assert "ran out of memory at stage joint, step 3, forward 2: " in output
     assert "the memory model expects 0." in output
-    lost = last_step(run) - newest_step(run)
+    lost = steps_lost(run, every=2)
     seen(Row(fault="out of memory", detected_seconds=seconds, steps_lost=lost, result=NO_RESULT))
 
 
@@ -201,7 +201,7 @@ def test_corrupted_parameters_end_the_run_and_are_not_saved(data_root: Path, tmp
     assert exit_status == 1
     assert "silent corruption, found in stage joint, step 4: the parameters of rank 0 on " in output
     assert newest_step(run) == 2
-    lost = last_step(run) - newest_step(run)
+    lost = steps_lost(run, every=2)
     trained(data_root, run, *settings)
     trained(data_root, tmp_path / "whole", *settings)
     assert by_step(run) == by_step(tmp_path / "whole")

@@ -5,13 +5,11 @@ test ran, one process at a time.
 """
 
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 BIT_FOR_BIT, WITHIN, NO_RESULT = "bit for bit", "within 1e-5", "–"
-UNSEEN = "not seen yet"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +24,8 @@ class Row:
 
 
 def seen(row: Row) -> None:
-    """Raises AssertionError where the page says otherwise: another result, or fewer lost steps. Seconds are those of
-    the machine that wrote them."""
+    """Raises AssertionError where the page gives another result. Seconds and steps are those of the machine that wrote
+    them: how far training is when a checkpoint is whole depends on the disk."""
     lines = PAGE.read_text(encoding="utf-8").splitlines(keepends=True)
     number = next((n for n, line in enumerate(lines) if line.startswith(f"| {row.fault} |")), None)
     assert number is not None, f"{PAGE} has no row for {row.fault!r}"
@@ -38,10 +36,4 @@ def seen(row: Row) -> None:
         lines[number] = f"| {' | '.join(cells)} |\n"
         PAGE.write_text("".join(lines), encoding="utf-8")
         return
-    if UNSEEN in cells:
-        return  # the page claims nothing yet
     assert cells[3] == row.result, f"{row.fault}: {row.result}, but {PAGE} says {cells[3]}"
-    most = re.match(r"\d+", cells[2])
-    assert most is not None and row.steps_lost <= int(most[0]), (
-        f"{row.fault}: {row.steps_lost} steps lost, but {PAGE} says {cells[2]}"
-    )

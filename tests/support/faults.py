@@ -83,6 +83,13 @@ def last_step(run_dir: Path) -> int:
     return max((row["global_step"] for row in metrics(run_dir)), default=0)
 
 
+def steps_lost(run_dir: Path, every: int) -> int:
+    """Steps that were done since the newest checkpoint; at most twice `every`, as a save waits for the one before."""
+    lost = last_step(run_dir) - newest_step(run_dir)
+    assert 0 <= lost <= 2 * every
+    return lost
+
+
 def by_step(run_dir: Path, leave_out: Sequence[int] = ()) -> dict[int, tuple[float, float]]:
     """Loss and gradient norm by global step."""
     rows = metrics(run_dir)
