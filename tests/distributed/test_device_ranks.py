@@ -2,14 +2,18 @@
 
 import os
 import signal
+import sys
 import time
+from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import torch.distributed as dist
 
 from megatron_vl.config.errors import UserError
 from tests.support.ranks import run_ranks
+from tests.support.runs import start, wait_for
 
 
 def gather(offset: int) -> tuple[int, torch.Tensor, int]:
@@ -79,3 +83,22 @@ def test_ranks_that_hang_are_reported_with_their_stacks() -> None:
     first, second = str(caught.value).split("rank 1:")
     assert "in wait_on_rank_zero" in first
     assert "in barrier" in second
+
+
+def wait_for_long(folder: Path) -> None:
+    (folder / f"pid-{os.getpid()}").touch()
+    time.sleep(300)
+
+
+CALLER = "from tests.distributed.test_device_ranks import *; run_ranks(2, wait_for_long, Path({folder!r}))"
+
+
+def test_ranks_end_with_a_caller_that_is_killed(tmp_path: Path) -> None:
+    caller = start([sys.executable, "-c", CALLER.format(folder=str(tmp_path))])
+    wait_for(lambda: len(list(tmp_path.glob("pid-*"))) == 2, "two ranks")
+    ranks = [psutil.Process(int(path.name.removeprefix("pid-"))) for path in tmp_path.glob("pid-*")]
+    caller.kill()
+    _, alive = psutil.wait_procs(ranks, timeout=20)
+    for rank in alive:
+        rank.kill()
+    assert not alive

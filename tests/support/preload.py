@@ -1,7 +1,13 @@
-"""Imports what all test ranks need, once, into the process that they are forked from."""
+"""Imports what all test ranks need, once, into the process that they are forked from.
+
+It ends with whoever started it, however that ends, and the ranks end with it: by itself it would wait for them.
+"""
 
 import importlib
 
+from megatron_vl.device.processes import die_with_parent
+
+die_with_parent()
 for name in (
     "hypothesis",
     "pytest",
