@@ -1,8 +1,12 @@
 """Whether the nodes of a job are fit to train on: `python -m launch.node_check [overrides]`, a process for each rank.
 
-Rank 0 prints the names of those that are not, with commas between, and nothing where all are; what was measured goes
-to standard error.
+Rank 0 prints a line "not fit: NODE,NODE" where some are not; what was measured goes to standard error. The run's status
+names them too, so that `launch.requeue` counts such a start like any other in vain.
 """
+
+import os
+import sys
+from dataclasses import replace
 
 from launch.check import begin
 from launch.command import run_command
@@ -11,7 +15,7 @@ from megatron_vl.config.node_check import check_limits
 from megatron_vl.config.root import PretrainConfig
 from megatron_vl.device.processes import rank_environment
 from megatron_vl.train.resume import find_start, is_complete
-from megatron_vl.train.run_dir import RunDirectory
+from megatron_vl.train.run_dir import MAX_MESSAGE, RunDirectory
 from megatron_vl.train.settings import resolve_stages
 
 
@@ -35,8 +39,23 @@ def node_check(config: PretrainConfig) -> int:
         verdict = check_nodes(environment, run.path, config.node_check)
     if verdict is not None:
         show(verdict)
-        print(",".join(verdict.wrong))
-    return 0
+        if verdict.wrong:
+            _tell(run, verdict.wrong)
+    sys.stdout.flush()
+    os._exit(
+        verdict is not None and list(verdict.wrong) == [""]
+    )  # a broken network may hold a thread for ever
+
+
+def _tell(run: RunDirectory, wrong: dict[str, list[str]]) -> None:
+    nodes = ",".join(filter(None, wrong))  # a rank may be silent on where it is
+    reasons = "; ".join(f"{node or 'a node'}: {', '.join(found)}" for node, found in wrong.items())
+    status = run.read_status()
+    if status is not None:
+        run.write_status(
+            replace(status, state="failed", message=f"nodes are not fit: {reasons}"[:MAX_MESSAGE])
+        )
+    print(f"not fit: {nodes}", flush=True)
 
 
 if __name__ == "__main__":

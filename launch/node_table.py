@@ -6,7 +6,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from megatron_vl.measure.node_check import GIB, RankReport, Verdict, best_bandwidth
+from megatron_vl.measure.node_judge import GIB, RankReport, Verdict, best_bandwidth
 
 
 def show(verdict: Verdict) -> None:

@@ -32,12 +32,27 @@ load_cluster() { # the environment file: what is the same for all jobs of a clus
     esac
 }
 
+is_job() { # whether this is the copy that sbatch runs; in an interactive allocation the script submits, too
+    [ "${0##*/}" = slurm_script ]
+}
+
 alone() { # alone MODULE OVERRIDES…: one process on one machine, no rank. Only srun starts pyxis's containers.
-    if [ "$container" = pyxis ]; then
-        srun --nodes=1 --ntasks=1 --overlap --gres=none "${contained[@]}" "$python" -m "$@"
-    else
+    if [ "$container" != pyxis ]; then
         "${inside[@]}" "$python" -m "$@"
+        return
     fi
+    local name value where=(--overlap --gres=none)
+    if ! is_job; then # srun does not read what sbatch would
+        where=()
+        for name in account partition qos reservation; do
+            value=SBATCH_${name^^}
+            value=$(option "$name" | grep . || printf '%s' "${!value:-}")
+            [ -z "$value" ] || where+=("--$name=$value")
+        done
+    fi
+    # GPUs of the job's header beside --gres=none are an error to SLURM before 23.02.5; with a master it would be a rank.
+    env -u SLURM_GPUS_PER_NODE -u MASTER_ADDR \
+        srun --nodes=1 --ntasks=1 "${where[@]}" "${contained[@]}" "$python" -m "$@"
 }
 
 ranks() { # ranks OPTION MODULE OVERRIDES…: a process for each rank, which srun's variables tell which it is
@@ -100,16 +115,21 @@ job_begins() { # what a job needs before its first srun
     job=${job:-$SLURM_JOB_ID}
     read -r MASTER_ADDR < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
     export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
+    export SLURM_EXPORT_ENV=ALL # for srun, whatever sbatch was told: ranks need the cluster's variables
     logs=logs/$SLURM_JOB_NAME-$job
     mkdir -p "$logs"
-    say "job $job, start $((${SLURM_RESTART_COUNT:-0} + 1)): $SLURM_NTASKS ranks on $SLURM_JOB_NODELIST;" \
-        "their logs: $PWD/$logs"
+    say "job $job, start $((${SLURM_RESTART_COUNT:-0} + 1)): $SLURM_NTASKS ranks on $SLURM_JOB_NODELIST" \
+        "(${MEGATRON_VL_CLUSTER:-a100_infiniband}); their logs: $PWD/$logs"
 }
 
 pass_on() { # pass_on SIGNAL: the ranks save and end. SLURM sends TERM to them too.
     interrupted=yes
     say "SIG$1: the ranks save and end"
-    [ "$1" = TERM ] || scancel --signal="$1" "$job" || say "there are no ranks"
+    if [ "$1" != TERM ]; then
+        scancel --signal="$1" "$job" || say "there are no ranks"
+    elif [ "$(job_stands)" = "COMPLETING TimeLimit" ] && scontrol requeue "$job"; then
+        requeued=yes # now, as SLURM kills this script, too, with ranks that take longer than KillWait
+    fi
 }
 
 wait_for() { # wait_for PID: to its end, through all signals; sets $status
@@ -120,22 +140,32 @@ wait_for() { # wait_for PID: to its end, through all signals; sets $status
     done
 }
 
+job_stands() { # the job's state and its reason; where SLURM does not answer for half a minute, RUNNING
+    local try
+    for try in 1 2 3; do
+        squeue --noheader --jobs="$job" --format='%T %r' | grep . && return
+        [ "$try" = 3 ] || sleep 15
+    done
+    echo RUNNING
+}
+
 slurm_ends_it() { # a cancelled job must not come back, and a preempted one does by itself
     local state reason
-    read -r state reason <<< "$(squeue --noheader --jobs="$job" --format='%T %r')"
+    read -r state reason <<< "$(job_stands)"
     [ "$state" != RUNNING ] && [ "$reason" != TimeLimit ]
 }
 
-requeue() { # requeue [NODES]: the job starts anew, without these nodes
+requeue() { # the job starts anew, without the nodes in $bad
+    [ -z "${requeued:-}" ] || exit 0
     if slurm_ends_it; then
         say "SLURM is ending the job: it is not requeued from here"
         exit 0
     fi
     trap '' TERM USR1 # the requeue ends this script and what it starts
-    local bad=${1:-} excluded
+    local excluded
     excluded=$(scontrol show job "$job" | sed -n 's/.* ExcNodeList=//p')
     scontrol requeue "$job"
-    [ -n "$bad" ] || exit 0
+    [ -n "${bad:-}" ] || exit 0
     say "excluding $bad"
     [ "$excluded" = "(null)" ] || bad=$excluded,$bad
     scontrol update "jobid=$job" "ExcNodeList=$bad" || die "could not exclude $bad: the job comes back on any node"
@@ -162,12 +192,20 @@ check_failed() { # check_failed OVERRIDES…: what was well at an earlier start 
     conclude "$@"
 }
 
+not_fit() { # of what the node check prints, the answer; libraries such as NCCL print, too
+    tee -a /dev/stderr | tr -d '\r' | sed -n 's/^not fit: //p'
+}
+
+submit() { # submit OVERRIDES…; with the present environment, even where a site's default is none
+    exec sbatch --export=ALL "${options[@]}" "$script" "$@"
+}
+
 pretrain() { # pretrain EXPERIMENT ARGUMENTS…: under sbatch train, else check and submit
     split_arguments "$@"
     load_cluster
-    if [ -z "${SLURM_JOB_ID:-}" ]; then
+    if ! is_job; then
         check_all
-        exec sbatch "${options[@]}" "$script" "${overrides[@]:1}" # the experiment is the script's
+        submit "${overrides[@]:1}" # the experiment is the script's
     fi
     [ -z "${SWEEP:-}" ] || sweep_line "${SLURM_ARRAY_TASK_ID:?SWEEP needs an array}"
     overrides+=("${swept[@]}")
@@ -175,8 +213,8 @@ pretrain() { # pretrain EXPERIMENT ARGUMENTS…: under sbatch train, else check 
     check "$SLURM_NTASKS" "${overrides[@]}" || check_failed "${overrides[@]}"
     trap 'pass_on USR1' USR1
     trap 'pass_on TERM' TERM
-    bad=$(ranks --unbuffered launch.node_check "${overrides[@]}") || { status=$? && conclude "${overrides[@]}"; }
-    [ -z "$bad" ] || requeue "$bad"
+    bad=$(ranks --unbuffered launch.node_check "${overrides[@]}" | not_fit) || { status=$? && conclude "${overrides[@]}"; }
+    [ -z "$bad" ] || { status=0 && conclude "${overrides[@]}"; }
     ranks "--output=$logs/$SLURM_JOB_NAME-$job-%N-%t.log" launch.pretrain "${overrides[@]}" &
     wait_for $!
     conclude "${overrides[@]}"
@@ -185,10 +223,10 @@ pretrain() { # pretrain EXPERIMENT ARGUMENTS…: under sbatch train, else check 
 evaluate() { # evaluate ARGUMENTS…: under sbatch measure a checkpoint, else check and submit
     split_arguments "$@"
     load_cluster
-    if [ -z "${SLURM_JOB_ID:-}" ]; then
+    if ! is_job; then
         alone launch.evaluate "${overrides[@]}" mode=check \
             "run.num_processes=$(($(option nodes) * $(option ntasks-per-node)))"
-        exec sbatch "${options[@]}" "$script" "${overrides[@]}"
+        submit "${overrides[@]}"
     fi
     job_begins
     alone launch.evaluate "${overrides[@]}" mode=check "run.num_processes=$SLURM_NTASKS"
@@ -198,7 +236,7 @@ evaluate() { # evaluate ARGUMENTS…: under sbatch measure a checkpoint, else ch
 plan() { # plan OVERRIDES…: before GPUs are taken, what training would do with them, ranks of it, and what it refuses
     split_arguments "$@"
     load_cluster
-    [ -n "${SLURM_JOB_ID:-}" ] || exec sbatch "${options[@]}" "$script" "${overrides[@]}"
+    is_job || submit "${overrides[@]}"
     alone launch.plan "${overrides[@]}"
     alone launch.plan "${overrides[@]}" verify=true
     alone launch.check "${overrides[@]}"

@@ -37,15 +37,20 @@ def initialize_distributed(environment: RankEnvironment, device: Device, timeout
     Raises:
         PassingError: some rank has not come in time, or rank 0 cannot be reached; said by every rank that came.
     """
+    timeout = timedelta(seconds=timeout_seconds)
+    join(meet(environment, timeout, "run.start_timeout_seconds"), environment, device, timeout)
+
+
+def join(store: dist.Store, environment: RankEnvironment, device: Device, timeout: timedelta) -> None:
+    """Join the process group of all ranks that met at this store."""
     if device.backend == "gloo" and environment.master_addr in _LOOPBACK:
         # Gloo would pick the interface of the host's name, which may lead nowhere, or into the open network.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    timeout = timedelta(seconds=timeout_seconds)
     # Without device_id: with it, every rank of the world would take part in splitting every group's communicator off
     # the world's, thousands of times. So each communicator is made by its members, when they first use it.
     dist.init_process_group(
         backend=device.backend,
-        store=_meet(environment, timeout),
+        store=store,
         rank=environment.rank,
         world_size=environment.world_size,
         timeout=timeout,
@@ -99,8 +104,9 @@ def _here() -> _World:
     return _worlds[0]
 
 
-def _meet(environment: RankEnvironment, timeout: timedelta) -> dist.Store:
-    """The ranks' store, once all ranks have come to it. Raises PassingError naming those that have not."""
+def meet(environment: RankEnvironment, timeout: timedelta, field: str) -> dist.Store:
+    """The ranks' store, once all ranks have come to it. Raises PassingError naming those that have not, and the `field`
+    of the configuration that gives the time."""
     address = f"{environment.master_addr}:{environment.master_port}"
     try:
         store = _open_store(environment, timeout)
@@ -112,12 +118,12 @@ def _meet(environment: RankEnvironment, timeout: timedelta) -> dist.Store:
     except dist.DistError as error:
         reason = str(error).splitlines()[0]
         raise PassingError(
-            f"rank {environment.rank} did not meet rank 0 at {address} within run.start_timeout_seconds="
+            f"rank {environment.rank} did not meet rank 0 at {address} within {field}="
             f"{timeout.total_seconds():g} ({reason}); see the log of rank 0, or wait longer"
         ) from error
     if missing:
         raise PassingError(
-            f"{missing} of {environment.world_size} did not come to {address} within run.start_timeout_seconds="
+            f"{missing} of {environment.world_size} did not come to {address} within {field}="
             f"{timeout.total_seconds():g}; see their logs and nodes, or wait longer"
         )
     return store

@@ -7,10 +7,11 @@ import json
 import os
 import shutil
 import socket
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 from statistics import median
@@ -21,81 +22,87 @@ import torch.distributed as dist
 from megatron_vl.config.errors import UserError
 from megatron_vl.config.node_check import NodeCheckConfig
 from megatron_vl.device.machine import Device, pick_device
-from megatron_vl.device.process_group import destroy_distributed, group_of, initialize_distributed
+from megatron_vl.device.process_group import group_of, join, meet
 from megatron_vl.device.processes import RankEnvironment
+from megatron_vl.measure.node_judge import RankReport, Verdict, judge_alone, judge_together
 
-MIB, GIB = 1 << 20, 1 << 30
+MIB = 1 << 20
 _NODES = "node_check/nodes"  # of all ranks in the store, once rank 0 has seen that each is well; else none
-
-
-@dataclass(frozen=True, kw_only=True)
-class RankReport:
-    """What one rank found. Rates are per second; `problem` is an error that ended its measurements."""
-
-    node: str
-    matmul_flops: float = 0.0
-    free_bytes: int | None = None  # of the folder, as the first rank of a node sees it
-    seconds_since_epoch: float = 0.0  # just after all ranks met
-    bandwidths: tuple[float, ...] = ()  # bytes, in each round of all-reduces that it took part in
-    world_bandwidth: float = 0.0
-    problem: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """`wrong`: what is wrong with each node that is not fit."""
-
-    reports: list[RankReport]
-    wrong: dict[str, list[str]]
+_VERDICT = "node_check/verdict"  # rank 0 has come to one
 
 
 def check_nodes(environment: RankEnvironment, folder: Path, limits: NodeCheckConfig) -> Verdict | None:
     """Measure the nodes of all ranks, first each rank alone, then, where all are well, together. Collective over the
-    world, which is joined for it. Returns the verdict on rank 0, None on others.
+    world. Returns the verdict on rank 0, None on others.
+
+    A rank of a broken network may then still stand in a collective, so the process should end itself (`os._exit`).
 
     Raises:
         UserError: no node can write to `folder`, or it has too little space on all of them.
+        PassingError: some rank has not come in time.
     """
+    rank, seconds = environment.rank, limits.timeout_seconds
     device, problem = _device(environment.local_rank)
-    initialize_distributed(environment, device, limits.timeout_seconds)
-    report = RankReport(node=node_name(), problem=problem)
-    store: dist.Store = dist.distributed_c10d._get_default_store()
-    tell(store, "name", environment.rank, report)
+    store = meet(environment, timedelta(seconds=seconds), "node_check.timeout_seconds")
+    report = RankReport(node=node_name(), device=device.kind, problem=problem)
+    tell(store, "name", rank, report)
     if not problem:
         report = measure_alone(device, environment.local_rank == 0, folder, limits)
-    verdict = _confer(store, environment, device, report, folder, limits)
-    store.set(_key("done", environment.rank), "")
-    if environment.rank == 0:  # which serves the store
+    tell(store, "alone", rank, report)
+    verdict = None
+    if rank == 0:
+        reports = collect(store, "alone", environment.world_size, seconds)
+        verdict = Verdict(reports=reports, wrong=judge_alone(reports, folder, limits))
+        store.set(_NODES, json.dumps([] if verdict.wrong else [one.node for one in reports]))
+    store.wait([_NODES], timedelta(seconds=2 * seconds))
+    if nodes := json.loads(store.get(_NODES)):
+        threading.Thread(
+            target=_join_and_measure,
+            args=(store.clone(), environment, device, report, nodes, limits),
+            daemon=True,
+        ).start()
+        if rank == 0:
+            verdict = _judge_rounds(store, nodes, limits)
+            store.set(_VERDICT, "")
+        store.wait([_VERDICT], timedelta(seconds=(len(rounds(nodes)) + 2) * seconds))
+    store.set(_key("done", rank), "")
+    if rank == 0:  # which serves the store
         with suppress(dist.DistStoreError):
-            store.wait([_key("done", rank) for rank in range(environment.world_size)], timedelta(seconds=10))
-    destroy_distributed()
+            store.wait([_key("done", one) for one in range(environment.world_size)], timedelta(seconds=10))
     return verdict
 
 
-def _confer(
+def _join_and_measure(
     store: dist.Store,
     environment: RankEnvironment,
     device: Device,
     report: RankReport,
-    folder: Path,
+    nodes: list[str],
     limits: NodeCheckConfig,
-) -> Verdict | None:
-    rank, size, seconds = environment.rank, environment.world_size, limits.timeout_seconds
-    tell(store, "alone", rank, report)
-    if rank == 0:
-        reports = collect(store, "alone", size, seconds)
-        wrong = judge_alone(reports, folder, limits)
-        store.set(_NODES, json.dumps([] if wrong else [one.node for one in reports]))
-        if wrong:
-            return Verdict(reports=reports, wrong=wrong)
-    store.wait([_NODES], timedelta(seconds=2 * seconds))
-    nodes = json.loads(store.get(_NODES))
-    if not nodes:
-        return None
-    tell(store, "together", rank, measure_together(device, report, nodes, limits))
-    if rank != 0:
-        return None
-    reports = collect(store, "together", size, seconds)
+) -> None:
+    """In a thread of its own: a collective with a broken node may never end. With a connection of its own to the store:
+    who waits holds one up."""
+    rounds_told = 0
+
+    def told(found: RankReport) -> None:
+        nonlocal report, rounds_told
+        report = found
+        tell(store, f"round {rounds_told}", environment.rank, report)
+        rounds_told += 1
+
+    try:  # NCCL ends a process whose collective takes longer: not before the verdict
+        join(store, environment, device, timedelta(seconds=(len(rounds(nodes)) + 3) * limits.timeout_seconds))
+        measure_together(device, report, nodes, limits, told)
+    except RuntimeError as error:
+        tell(store, f"round {rounds_told}", environment.rank, replace(report, problem=str(error)))
+
+
+def _judge_rounds(store: dist.Store, nodes: list[str], limits: NodeCheckConfig) -> Verdict:
+    """After each round: where some do not answer, or have a problem, later rounds would only show more of the same."""
+    for number in range(len(rounds(nodes)) + 1):
+        reports = collect(store, f"round {number}", len(nodes), limits.timeout_seconds)
+        if any(report.problem for report in reports):
+            break
     return Verdict(reports=reports, wrong=judge_together(reports, limits))
 
 
@@ -106,9 +113,10 @@ def node_name() -> str:
 
 def measure_alone(device: Device, first_of_node: bool, folder: Path, limits: NodeCheckConfig) -> RankReport:
     """What a rank can find by itself; the first one of a node also writes to `folder`. Errors become the problem."""
-    report = RankReport(node=node_name())
+    report = RankReport(node=node_name(), device=device.kind)
     try:
         if first_of_node:
+            _await_folder(folder)
             write_and_read(folder / f".node_check.{report.node}", limits.write_mib * MIB)
             report = replace(report, free_bytes=shutil.disk_usage(folder).free)
     except OSError as error:
@@ -120,25 +128,35 @@ def measure_alone(device: Device, first_of_node: bool, folder: Path, limits: Nod
 
 
 def measure_together(
-    device: Device, report: RankReport, nodes: Sequence[str], limits: NodeCheckConfig
-) -> RankReport:
-    """What takes all ranks, whose `nodes` are given in their order. Collective over the world."""
+    device: Device,
+    report: RankReport,
+    nodes: Sequence[str],
+    limits: NodeCheckConfig,
+    told: Callable[[RankReport], None],
+) -> None:
+    """What takes all ranks, whose `nodes` are given in their order: clocks, the rounds of pairs, then all at once. Each
+    ends with a call of `told`. Collective over the world."""
     dist.barrier()
-    now = time.time()
+    report = replace(report, seconds_since_epoch=time.time())
     values = torch.ones(limits.message_mib * MIB // 4, device=device.torch_device)
-    everyone = group_of(range(len(nodes)))
-    world = _all_reduce_bandwidth(device, values, everyone, limits.repeats)
-    mine = []
-    for pairs in rounds(list(dict.fromkeys(nodes))):
-        groups = [group_of([rank for rank, node in enumerate(nodes) if node in pair]) for pair in pairs]
-        for pair, group in zip(pairs, groups, strict=True):
+    groups = [  # made before any is used, as all ranks make all of them
+        [group_of([rank for rank, node in enumerate(nodes) if node in pair]) for pair in pairs]
+        for pairs in rounds(nodes)
+    ]
+    for pairs, of_pairs in zip(rounds(nodes), groups, strict=True):
+        for pair, group in zip(pairs, of_pairs, strict=True):
             if report.node in pair:
-                mine.append(_all_reduce_bandwidth(device, values, group, limits.repeats))
-    return replace(report, seconds_since_epoch=now, world_bandwidth=world, bandwidths=tuple(mine))
+                rate = _all_reduce_bandwidth(device, values, group, limits.repeats)
+                report = replace(report, bandwidths=(*report.bandwidths, rate))
+        told(report)
+    world = _all_reduce_bandwidth(device, values, group_of(range(len(nodes))), limits.repeats)
+    told(replace(report, world_bandwidth=world))
 
 
 def rounds(nodes: Sequence[str]) -> list[list[tuple[str, ...]]]:
-    """Each node with either neighbour in a ring, in one pair a round: who is slow with both is slow itself."""
+    """Each of the ranks' `nodes` with either neighbour in a ring, in one pair a round: who is slow with both is slow
+    itself."""
+    nodes = list(dict.fromkeys(nodes))
     count = len(nodes)
     if count < 3:
         return [[tuple(nodes)]]
@@ -152,67 +170,12 @@ def collect(store: dist.Store, name: str, world_size: int, seconds: float) -> li
     keys = [_key(name, rank) for rank in range(world_size)]
     with suppress(dist.DistStoreError):  # those that have come are read
         store.wait(keys, timedelta(seconds=seconds))
-    told = [store.check([key]) for key in keys]
-    return [
-        _read(store, key)
-        if has
-        else replace(_read(store, _key("name", rank)), problem=f"rank {rank} did not answer")
-        for rank, (key, has) in enumerate(zip(keys, told, strict=True))
-    ]
+    return [_read(store, key) or _silent(store, rank) for rank, key in enumerate(keys)]
 
 
-def judge_alone(reports: Sequence[RankReport], folder: Path, limits: NodeCheckConfig) -> dict[str, list[str]]:
-    """What is wrong with each node that is not fit, of `reports` of all ranks in their order.
-
-    Raises:
-        UserError: the folder cannot be used, or has too little space, on all nodes: it is not theirs to mend.
-    """
-    wrong: dict[str, list[str]] = {}
-    for report in reports:
-        if report.problem:
-            wrong.setdefault(report.node, []).append(report.problem)
-    free = {one.node: one.free_bytes for one in reports if one.free_bytes is not None}
-    full = {node: found for node, found in free.items() if found < limits.min_free_gib * GIB}
-    if free and len(full) == len(free):
-        raise UserError(
-            f"run.dir={folder} has {max(full.values()) / GIB:.1f} GiB free, below node_check.min_free_gib="
-            f"{limits.min_free_gib:g}; {next((one.problem for one in reports if one.problem), 'choose another')}"
-        )
-    for node, found in full.items():
-        wrong.setdefault(node, []).append(
-            f"{found / GIB:.1f} GiB free in the run's folder, below {limits.min_free_gib:g}"
-        )
-    slowest = _by_node(reports, lambda ranks: min(one.matmul_flops for one in ranks))
-    _add_slow(
-        wrong,
-        slowest,
-        limits.min_matmul_share,
-        lambda flops: f"matrix products at {flops / 1e12:.2f} TFLOP/s",
-    )
-    return wrong
-
-
-def judge_together(reports: Sequence[RankReport], limits: NodeCheckConfig) -> dict[str, list[str]]:
-    """What is wrong with each node that is not fit, of `reports` of all ranks in their order."""
-    wrong: dict[str, list[str]] = {}
-    for report in reports:
-        if report.problem:
-            wrong.setdefault(report.node, []).append(report.problem)
-    rates = _by_node(reports, best_bandwidth)
-    _add_slow(wrong, rates, limits.min_bandwidth_share, lambda rate: f"all-reduce at {rate / 1e9:.2f} GB/s")
-    clocks = _by_node(reports, lambda ranks: ranks[0].seconds_since_epoch)
-    typical = median(clocks.values())
-    for node, clock in clocks.items():
-        if limits.max_clock_skew_seconds and abs(clock - typical) > limits.max_clock_skew_seconds:
-            wrong.setdefault(node, []).append(f"its clock is {clock - typical:+.1f} s off")
-    return wrong
-
-
-def best_bandwidth(ranks: Sequence[RankReport]) -> float:
-    """Of a node's ranks: the slowest one, in the node's best round."""
-    return max(
-        (min(of_round) for of_round in zip(*(one.bandwidths for one in ranks), strict=True)), default=0.0
-    )
+def _silent(store: dist.Store, rank: int) -> RankReport:
+    named = _read(store, _key("name", rank)) or RankReport(node="")
+    return replace(named, problem=f"rank {rank} did not answer")
 
 
 def matmul_flops(device: Device, size: int, repeats: int) -> float:
@@ -220,6 +183,13 @@ def matmul_flops(device: Device, size: int, repeats: int) -> float:
     dtype = torch.bfloat16 if device.kind == "cuda" else torch.float32
     square = torch.randn(size, size, device=device.torch_device, dtype=dtype)
     return 2 * size**3 / _median_seconds(device, lambda: torch.mm(square, square), repeats)
+
+
+def _await_folder(folder: Path) -> None:
+    """NFS may still say that there is none, up to a minute after another node has made it."""
+    deadline = time.monotonic() + 60
+    while not folder.is_dir() and time.monotonic() < deadline:
+        time.sleep(1)
 
 
 def write_and_read(path: Path, num_bytes: int) -> None:
@@ -257,25 +227,6 @@ def _median_seconds(device: Device, call: Callable[[], object], repeats: int) ->
     return median(seconds)
 
 
-def _by_node(reports: Sequence[RankReport], value: Callable[[list[RankReport]], float]) -> dict[str, float]:
-    """Of nodes whose ranks have no problem."""
-    ranks: dict[str, list[RankReport]] = {}
-    for report in reports:
-        ranks.setdefault(report.node, []).append(report)
-    return {
-        node: value(of_node) for node, of_node in ranks.items() if not any(one.problem for one in of_node)
-    }
-
-
-def _add_slow(
-    wrong: dict[str, list[str]], rates: dict[str, float], min_share: float, told: Callable[[float], str]
-) -> None:
-    typical = median(rates.values()) if rates else 0.0
-    for node, rate in rates.items():
-        if rate < min_share * typical:
-            wrong.setdefault(node, []).append(f"{told(rate)}, {rate / typical:.0%} of the median")
-
-
 def _device(local_rank: int) -> tuple[Device, str]:
     """This rank's device, or why it has none: a GPU may be gone from a node."""
     try:
@@ -293,6 +244,8 @@ def tell(store: dist.Store, name: str, rank: int, report: RankReport) -> None:
     store.set(_key(name, rank), json.dumps(asdict(report)))
 
 
-def _read(store: dist.Store, key: str) -> RankReport:
+def _read(store: dist.Store, key: str) -> RankReport | None:
+    if not store.check([key]):
+        return None
     values = json.loads(store.get(key))
     return RankReport(**{**values, "bandwidths": tuple(values["bandwidths"])})

@@ -22,4 +22,4 @@ mounts=$checkout
 
 # Each rank on the cores and the memory beside its GPU: the NUMA domains of GPUs 0 to 7 of a DGX A100, as
 # `nvidia-smi topo -m` shows them. All GPUs of a node stay visible to its ranks, who pick theirs by local rank.
-srun_options=(--cpu-bind=map_ldom:3,3,1,1,7,7,5,5 --mem-bind=local --gpu-bind=none)
+srun_options=(--cpu-bind=map_ldom:3,3,1,1,7,7,5,5 --mem-bind=local)

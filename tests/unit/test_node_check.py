@@ -7,13 +7,12 @@ import pytest
 
 from megatron_vl.config.errors import UserError
 from megatron_vl.config.node_check import NodeCheckConfig, check_limits
-from megatron_vl.measure.node_check import (
+from megatron_vl.measure.node_check import rounds, write_and_read
+from megatron_vl.measure.node_judge import (
     GIB,
     RankReport,
     judge_alone,
     judge_together,
-    rounds,
-    write_and_read,
 )
 
 LIMITS = NodeCheckConfig()
@@ -24,6 +23,7 @@ def reports(num_nodes: int = 4) -> list[RankReport]:
     return [
         RankReport(
             node=f"n{node}",
+            device="cuda",
             matmul_flops=1e14,
             free_bytes=500 * GIB if first else None,
             seconds_since_epoch=1e9,
@@ -45,6 +45,7 @@ def test_fit_nodes() -> None:
         (3, {"matmul_flops": 0.7e14}, "matrix products at 70.00 TFLOP/s, 70% of the median"),
         (2, {"free_bytes": 5 * GIB}, "5.0 GiB free"),
         (3, {"problem": "local rank 1 has no GPU"}, "local rank 1 has no GPU"),
+        (3, {"device": "cpu"}, "no GPU, as other nodes have"),
     ],
 )
 def test_a_bad_node_alone(rank: int, change: dict[str, object], told: str) -> None:

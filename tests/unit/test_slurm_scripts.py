@@ -13,11 +13,12 @@ PROGRAM = """#!/bin/bash
 echo "$(basename "$0") $*" >> "$CALLS"
 case "$(basename "$0") $*" in
     *launch.check*) exit "${CHECK_STATUS:-0}" ;;
-    *launch.node_check*) echo -n "${BAD_NODES:-}" ;;
+    *launch.node_check*) echo "NCCL version 2.27.5+cuda12.9" && [ -z "${BAD_NODES:-}" ] || echo "not fit: $BAD_NODES" ;;
     *launch.requeue*) echo "${ANSWER:-done: complete}" ;;
     "scontrol show hostnames"*) printf '%s\\n' n1 n2 ;;
-    "scontrol show job"*) echo "   ReqNodeList=(null) ExcNodeList=${EXCLUDED:-(null)}" ;;
-    squeue*) echo "${STATE:-RUNNING None}" ;;
+    "scontrol show job"*) printf '   %s\n' "Req=(null) ExcNodeList=${EXCLUDED:-(null)}" "Command=$COMMAND --a b" ;;
+    squeue*) echo "${STATE-RUNNING None}" ;;
+    sleep*) exit 0 ;;
 esac
 """
 IN_A_JOB = {
@@ -34,7 +35,7 @@ def checkout(tmp_path: Path) -> Path:
     """The scripts, and programs that only write down their calls, python and apptainer among them."""
     shutil.copytree(CHECKOUT / "slurm", tmp_path / "slurm")
     (tmp_path / "bin").mkdir()
-    for name in ("python", "apptainer", "srun", "sbatch", "scontrol", "squeue", "scancel"):
+    for name in ("python", "apptainer", "srun", "sbatch", "scontrol", "squeue", "scancel", "sleep"):
         (tmp_path / "bin" / name).write_text(PROGRAM)
         (tmp_path / "bin" / name).chmod(0o755)
     write_cluster(tmp_path, "container=none")
@@ -47,13 +48,18 @@ def write_cluster(checkout: Path, lines: str) -> None:
 
 
 def run(checkout: Path, *words: str, **variables: str) -> tuple[int, list[str], str]:
-    """The script's exit status, the calls that it made, and what it printed."""
-    calls = checkout / "calls"
+    """The script's exit status, the calls that it made, and what it printed. In a job it is the copy that sbatch
+    makes."""
+    calls, script = checkout / "calls", checkout / "slurm" / words[0]
     calls.write_text("")
+    copy = checkout / "spool" / "slurm_script"
+    copy.parent.mkdir(exist_ok=True)
+    shutil.copy(script, copy)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))}
     ours = {"PATH": f"{checkout}/bin:{kept['PATH']}", "CALLS": str(calls), "MEGATRON_VL_CLUSTER": "test"}
+    ours["COMMAND"] = str(script)
     done = subprocess.run(
-        [str(checkout / "slurm" / words[0]), *words[1:]],
+        [str(copy if "SLURM_JOB_NAME" in variables else script), *words[1:]],
         cwd=checkout,
         env={**kept, **ours, **variables},
         stdout=subprocess.PIPE,
@@ -70,7 +76,7 @@ def test_the_check_knows_the_number_of_ranks_and_comes_first(checkout: Path) -> 
     assert status == 0
     assert calls == [
         "python -m launch.check experiment=paper_7b run.seed=1 run.num_processes=256",
-        f"sbatch --nodes=32 --time=8:00:00 {checkout}/slurm/pretrain_7b.sh run.seed=1",
+        f"sbatch --export=ALL --nodes=32 --time=8:00:00 {checkout}/slurm/pretrain_7b.sh run.seed=1",
     ]
     status, calls, _ = run(checkout, "pretrain_7b.sh", CHECK_STATUS="1")
     assert status == 1
@@ -84,7 +90,7 @@ def test_a_sweep_is_checked_line_by_line(checkout: Path) -> None:
     lines = ["run.dir=runs/sizes/0 run.seed=1 a=b", "run.dir=runs/sizes/1 run.seed=2"]
     words = "experiment=paper_1b c=d"
     assert calls[:2] == [f"python -m launch.check {words} {line} run.num_processes=128" for line in lines]
-    assert calls[2] == f"sbatch --array=0-1 {checkout}/slurm/pretrain_1b.sh c=d"
+    assert calls[2] == f"sbatch --export=ALL --array=0-1 {checkout}/slurm/pretrain_1b.sh c=d"
 
 
 @pytest.mark.parametrize(
@@ -110,6 +116,22 @@ def test_ranks_start_in_the_container(container: str, asked: str, checkout: Path
     )
 
 
+def test_a_check_in_pyxis_is_a_step_of_one_task(checkout: Path) -> None:
+    """On a login node it asks for what the job would, as srun does not read sbatch's variables."""
+    write_cluster(checkout, "container=pyxis image=image.sqsh")
+    _, calls, _ = run(checkout, "pretrain_1b.sh", "--account=mine", SBATCH_PARTITION="gpu")
+    assert calls[0].startswith("srun --nodes=1 --ntasks=1 --account=mine --partition=gpu --container-image")
+    _, calls, _ = run(checkout, "pretrain_1b.sh", **IN_A_JOB)
+    (check,) = [call for call in calls if call.startswith("srun") and "launch.check" in call]
+    assert check.startswith("srun --nodes=1 --ntasks=1 --overlap --gres=none --container-image")
+
+
+def test_an_interactive_allocation_is_no_job(checkout: Path) -> None:
+    status, calls, _ = run(checkout, "pretrain_1b.sh", SLURM_JOB_ID="12345")
+    assert status == 0
+    assert [call.split()[0] for call in calls] == ["python", "sbatch"]
+
+
 def scontrol(calls: list[str]) -> list[str]:
     return [call for call in calls if call.startswith(("scontrol requeue", "scontrol update"))]
 
@@ -120,7 +142,9 @@ def scontrol(calls: list[str]) -> list[str]:
         ({"ANSWER": "requeue: interrupted"}, ["scontrol requeue 12345"], 0),
         ({"ANSWER": "requeue: interrupted", "STATE": "COMPLETING None"}, [], 0),
         ({"ANSWER": "requeue: interrupted", "STATE": "COMPLETING TimeLimit"}, ["scontrol requeue 12345"], 0),
+        ({"ANSWER": "requeue: interrupted", "STATE": ""}, ["scontrol requeue 12345"], 0),
         ({"ANSWER": "stop: an error"}, [], 1),
+        ({"ANSWER": "stop: requeued 3 times", "BAD_NODES": "n7"}, [], 1),
         ({"ANSWER": "done: complete"}, [], 0),
         (
             {"ANSWER": "requeue: x", "SLURM_ARRAY_JOB_ID": "12345", "SLURM_ARRAY_TASK_ID": "3"},
@@ -128,7 +152,7 @@ def scontrol(calls: list[str]) -> list[str]:
             0,
         ),
         (
-            {"BAD_NODES": "n7", "EXCLUDED": "n1,n2"},
+            {"BAD_NODES": "n7", "EXCLUDED": "n1,n2", "ANSWER": "requeue: not fit"},
             ["scontrol requeue 12345", "scontrol update jobid=12345 ExcNodeList=n1,n2,n7"],
             0,
         ),
@@ -153,7 +177,7 @@ def test_evaluation_is_checked_and_submitted(checkout: Path) -> None:
     assert status == 0
     assert calls == [
         "python -m launch.evaluate checkpoint=a mode=check run.num_processes=8",
-        f"sbatch {checkout}/slurm/evaluate.sh checkpoint=a",
+        f"sbatch --export=ALL {checkout}/slurm/evaluate.sh checkpoint=a",
     ]
 
 
@@ -161,7 +185,7 @@ def test_a_plan_needs_no_ranks(checkout: Path) -> None:
     status, calls, _ = run(checkout, "plan.sh", "experiment=paper_7b", **IN_A_JOB)
     assert status == 0
     modules = ["launch.plan experiment=paper_7b", "launch.plan experiment=paper_7b verify=true"]
-    assert calls == [f"python -m {words}" for words in [*modules, "launch.check experiment=paper_7b"]]
+    assert calls[1:] == [f"python -m {words}" for words in [*modules, "launch.check experiment=paper_7b"]]
 
 
 @pytest.mark.parametrize(
