@@ -22,7 +22,7 @@ from megatron_vl.data.plan import Planner
 from megatron_vl.data.types import Unit
 from megatron_vl.data.units import IndexedUnits
 from megatron_vl.planning.topology import Topology
-from megatron_vl.train.planning import plan_settings
+from megatron_vl.train.plan_settings import plan_settings
 from megatron_vl.train.settings import StageSettings
 from megatron_vl.train.sources import Sources, open_sources, row_rule, text_rule
 

@@ -9,6 +9,7 @@ from launch.command import run_command
 from megatron_vl.checkpoint.state import RunState
 from megatron_vl.config.root import PretrainConfig
 from megatron_vl.evaluate.suite_check import check_suite
+from megatron_vl.train.plan_settings import check_plan
 from megatron_vl.train.resume import check_initial, find_start, is_complete
 from megatron_vl.train.run_dir import RunDirectory, RunStatus
 from megatron_vl.train.settings import StageSettings, required_processes, resolve_stages
@@ -33,7 +34,7 @@ def check(config: PretrainConfig) -> int:
 def check_inputs(
     config: PretrainConfig, stages: list[StageSettings], found: tuple[Path, RunState] | None
 ) -> None:
-    """Look at weights, benchmarks and data that a run would use which goes on from `found`, or starts.
+    """Look at weights, benchmarks, data and plans that a run would use which goes on from `found`, or starts.
 
     Raises:
         UserError: something is missing or does not fit; says what to pass.
@@ -41,7 +42,9 @@ def check_inputs(
     if found is None:
         check_initial(config)
     check_suite(config.evaluation)
-    open_sources(config.data, config.model, stages)
+    sources = open_sources(config.data, config.model, stages)
+    for stage in stages:
+        check_plan(config, stage, sources)
 
 
 def begin(run: RunDirectory, stages: list[StageSettings], found: tuple[Path, RunState] | None) -> None:

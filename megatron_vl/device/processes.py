@@ -42,7 +42,8 @@ def rank_environment(environ: Mapping[str, str] = os.environ) -> RankEnvironment
     """This process's place as told by torchrun, or by srun; None when neither started it.
 
     torchrun's variables go first. srun's count only inside of a step: the batch script has some of them as
-    well, but is no rank. Under srun the script that calls it exports MASTER_ADDR and MASTER_PORT.
+    well, but is no rank. Under srun the script that calls it exports MASTER_ADDR and MASTER_PORT; a step of one task
+    without them is a shell, or a command that happens to run there.
 
     Raises:
         UserError: some of a launcher's variables are missing, or no number.
@@ -73,7 +74,8 @@ def _launched_by(environ: Mapping[str, str]) -> dict[str, str] | None:
     """The names of the launcher's variables."""
     if "RANK" in environ:
         return {"rank": "RANK", "local_rank": "LOCAL_RANK", "world_size": "WORLD_SIZE"}
-    if "SLURM_PROCID" in environ and "SLURM_STEP_ID" in environ:
+    is_step = "SLURM_PROCID" in environ and "SLURM_STEP_ID" in environ
+    if is_step and (environ.get("SLURM_NTASKS") != "1" or "MASTER_ADDR" in environ):
         return {"rank": "SLURM_PROCID", "local_rank": "SLURM_LOCALID", "world_size": "SLURM_NTASKS"}
     return None
 

@@ -56,11 +56,9 @@ def check_nodes(environment: RankEnvironment, folder: Path, limits: NodeCheckCon
         store.set(_NODES, json.dumps([] if verdict.wrong else [one.node for one in reports]))
     store.wait([_NODES], timedelta(seconds=2 * seconds))
     if nodes := json.loads(store.get(_NODES)):
-        threading.Thread(
-            target=_join_and_measure,
-            args=(store.clone(), environment, device, report, nodes, limits),
-            daemon=True,
-        ).start()
+        other = store.clone()  # type: ignore[attr-defined]  # torch's stubs lack it
+        measuring = (other, environment, device, report, nodes, limits)
+        threading.Thread(target=_join_and_measure, args=measuring, daemon=True).start()
         if rank == 0:
             verdict = _judge_rounds(store, nodes, limits)
             store.set(_VERDICT, "")

@@ -12,7 +12,7 @@ from megatron_vl.data.plan_settings import fingerprint
 from megatron_vl.data.plan_state import PlanState, merge_states
 from megatron_vl.data.types import StepPlan
 from megatron_vl.train.bookmarks import Bookmarks
-from megatron_vl.train.planning import plan_settings
+from megatron_vl.train.plan_settings import plan_settings
 from megatron_vl.train.run_dir import RunDirectory
 from megatron_vl.train.settings import StageSettings
 from megatron_vl.train.sources import Sources

@@ -7,6 +7,7 @@ from megatron_vl.config.data import MAX_PREFETCH_STEPS, ON_BAD_SAMPLE, ON_CHANGE
 from megatron_vl.config.errors import UserError
 from megatron_vl.config.faults import check_faults
 from megatron_vl.config.model_check import check_model
+from megatron_vl.config.node_check import check_limits
 from megatron_vl.config.parallel import RECOMPUTE, VISION_PLACEMENTS, ParallelConfig
 from megatron_vl.config.root import STAGE_NAMES, PretrainConfig
 from megatron_vl.config.train import (
@@ -77,6 +78,10 @@ def stage_parallel(config: PretrainConfig, name: str) -> ParallelConfig:
 def _resolve_stage(config: PretrainConfig, name: str, world_size: int, first: int) -> StageSettings:
     values = stage_values(config, name)
     parallel = stage_parallel(config, name)
+    if parallel.fp8 and not parallel.transformer_engine:
+        raise UserError(
+            f"parallel.fp8=true in stage {name}: needs parallel.transformer_engine=true, and GPUs"
+        )
     topology = grid_of(config.model.language, parallel, world_size)
     _check_placement(parallel.vision_placement, topology, name)
     check_batch_sizes(values.global_batch_size, values.micro_batch_size, topology, name)
@@ -123,6 +128,7 @@ def check_choices(config: PretrainConfig) -> None:
     one_of("data.on_change", config.data.on_change, ON_CHANGE)
     one_of("checkpoint.optimizer_sharding", config.checkpoint.optimizer_sharding, OPTIMIZER_SHARDINGS)
     check_faults(config.train.faults)
+    check_limits(config.node_check)
     for field, value in (
         ("train.stop_at", config.train.stop_at),
         ("checkpoint.every", config.checkpoint.every),

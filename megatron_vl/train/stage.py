@@ -23,8 +23,8 @@ from megatron_vl.parallel.pass_clock import PassClock
 from megatron_vl.parallel.shares import image_sharing
 from megatron_vl.train.health import Health
 from megatron_vl.train.meter import Meter
+from megatron_vl.train.open_plan import OpenPlan, open_plan
 from megatron_vl.train.optimizer import Optimizer, build_optimizer
-from megatron_vl.train.planning import OpenPlan, open_plan
 from megatron_vl.train.schedule import Schedule
 from megatron_vl.train.settings import StageSettings
 from megatron_vl.train.sources import Sources, build_loader

@@ -15,7 +15,7 @@ from megatron_vl.data.loader import Role
 from megatron_vl.data.microbatch import Microbatch
 from megatron_vl.data.plan import Planner
 from megatron_vl.data.plan_state import PlanState, merge_states
-from megatron_vl.train.planning import plan_settings
+from megatron_vl.train.plan_settings import plan_settings
 from megatron_vl.train.settings import resolve_stages
 from megatron_vl.train.sources import build_loader, open_sources
 from tests.support.runs import CHECKOUT, command

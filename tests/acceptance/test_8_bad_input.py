@@ -54,6 +54,28 @@ def test_value(overrides: list[str], words: list[str], data_root: Path, tmp_path
     refused(command(data_root, tmp_path / "run", *SHORT, *overrides), *words)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (
+            ["train.global_batch_size=12", "data.lanes=4", "run.num_processes=3"],
+            ["data-parallel size 3", "data.lanes"],
+        ),
+        (["stages=[joint]", "stage.joint.sources.text=0"], ["stage.joint.text_ratio", "text steps"]),
+        (["stages=[joint]", "stage.joint.grouping=never"], ["stage.joint.grouping", "never"]),
+        (["node_check.min_matmul_share=2"], ["node_check.min_matmul_share=2"]),
+        (["parallel.fp8=true", "parallel.transformer_engine=false"], ["parallel.fp8=true"]),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_what_is_refused_before_ranks_are_asked_for(
+    overrides: list[str], words: list[str], data_root: Path, tmp_path: Path
+) -> None:
+    arguments = command(data_root, tmp_path / "run", *SHORT, *overrides)
+    arguments[2] = "launch.check"
+    refused(arguments, *words)
+
+
 def test_unknown_override(data_root: Path, tmp_path: Path) -> None:
     status, output = finish(command(data_root, tmp_path / "run", *SHORT, "train.stepz=3"))
     assert status != 0

@@ -40,6 +40,8 @@ def test_without_a_launcher_there_is_no_rank() -> None:
     batch_script = {name: value for name, value in SRUN.items() if name != "SLURM_STEP_ID"}
     assert rank_environment({"PATH": "/bin"}) is None
     assert rank_environment(batch_script) is None
+    shell = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "1"}
+    assert rank_environment(shell) is None, "srun --pty bash"
 
 
 @pytest.mark.parametrize("environ", [TORCHRUN, SRUN], ids=["torchrun", "srun"])

@@ -22,7 +22,7 @@ from megatron_vl.data.indexing import build_index
 from megatron_vl.data.plan import Planner
 from megatron_vl.data.plan_state import PlanState, merge_states
 from megatron_vl.data.types import StepPlan
-from megatron_vl.train.planning import plan_settings
+from megatron_vl.train.plan_settings import plan_settings
 from megatron_vl.train.replay import replay, saved_plan
 from megatron_vl.train.settings import resolve_stages
 from megatron_vl.train.sources import Sources, open_sources
