@@ -10,7 +10,7 @@ from megatron_vl.evaluate.heldout import Scorer
 from megatron_vl.evaluate.rows import RowScorer
 from megatron_vl.evaluate.samples import answered_samples
 from megatron_vl.evaluate.suite import Task, run_suite
-from megatron_vl.train.loop import Moment
+from megatron_vl.train.evaluation import Moment
 from megatron_vl.train.metrics import BenchmarkScore, HeldoutLoss, ImageUse
 from megatron_vl.train.run_dir import RunDirectory, write_atomically
 from megatron_vl.train.sources import Sources
@@ -54,9 +54,10 @@ class MeasureHeldout:
             )
             if moment.ends and self.sources.modality[source] == "multimodal":
                 use = scorer.image_use(index, scores)
-                results.append(
-                    ImageUse(stage=name, global_step=moment.global_step, source=source, **vars(use))
-                )
+                if use is not None:
+                    results.append(
+                        ImageUse(stage=name, global_step=moment.global_step, source=source, **vars(use))
+                    )
         if moment.ends and self.max_samples:
             self._show(stage, [source for source in used if self.sources.modality[source] == "multimodal"])
         return results

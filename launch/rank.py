@@ -16,8 +16,9 @@ from megatron_vl.device.processes import RankEnvironment
 from megatron_vl.evaluate.suite import check_items, load_suite
 from megatron_vl.evaluate.suite_check import check_suite
 from megatron_vl.train.environment import current_commit, environment_versions
+from megatron_vl.train.evaluation import Evaluation
 from megatron_vl.train.heartbeat import Heartbeat
-from megatron_vl.train.loop import Evaluation, Run
+from megatron_vl.train.loop import Run
 from megatron_vl.train.metrics import JsonLines
 from megatron_vl.train.profiling import ProfilerWindow
 from megatron_vl.train.recorder import Recorder

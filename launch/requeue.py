@@ -5,14 +5,14 @@ signal there was: `done` where nothing is left to do, `stop` where the same star
 The answers are kept in restarts.jsonl of the run directory.
 """
 
-import json
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from launch.command import run_command
 from megatron_vl.checkpoint.state import newest_checkpoint
 from megatron_vl.config.root import PretrainConfig
+from megatron_vl.train.metrics import JsonLines, read_rows
 from megatron_vl.train.run_dir import RunDirectory, RunStatus
 
 ANSWERS = ("done", "requeue", "stop")
@@ -39,8 +39,7 @@ def requeue(config: PretrainConfig) -> int:
     answer, why = decide(run.read_status(), in_vain, config.run.max_restarts)
     print(f"{answer}: {why}", flush=True)
     run.path.mkdir(parents=True, exist_ok=True)
-    with run.restarts.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(Restart(answer, why, job, checkpoint, time.time()))) + "\n")
+    JsonLines(run.restarts).append(Restart(answer, why, job, checkpoint, time.time()))
     return 0
 
 
@@ -66,8 +65,7 @@ def read_restarts(run: RunDirectory) -> list[Restart]:
     """What was answered so far, in order."""
     if not run.restarts.exists():
         return []
-    lines = run.restarts.read_text(encoding="utf-8").splitlines()
-    return [Restart(**json.loads(line)) for line in lines]
+    return [Restart(**row) for row in read_rows(run.restarts)]
 
 
 def _in_vain(restarts: list[Restart], job: str, checkpoint: str | None) -> int:

@@ -7,7 +7,7 @@ import hashlib
 import heapq
 import json
 import os
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any, Self
 MANIFEST_FILE = "manifest.json"
 VERSION = 1
 MAX_MANIFEST_BYTES = 1 << 28
+PIECE = 256 << 20  # bytes that go to disk at once
 
 
 @dataclass(frozen=True)
@@ -30,24 +31,31 @@ class FileRecord:
 class DigestedFile:
     """A new file, for what writes from its beginning to its end: it counts and digests what it is given, and is on disk
     when it is closed. Raises OSError as files do, at the end of the context too, as torch's writer makes another error
-    of it."""
+    of it.
 
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("wb")
+    It goes to disk PIECE by piece, each told by a call of `moved`: whoever watches a slow disk sees that it moves.
+    """
+
+    def __init__(self, path: Path, moved: Callable[[], None] = lambda: None) -> None:
+        self._file, self._moved = path.open("wb"), moved
         self._digest, self._num_bytes = hashlib.sha256(), 0
         self._error: OSError | None = None
 
     def write(self, data: Any) -> int:
         """Any buffer of bytes. Other threads run meanwhile."""
-        try:
-            self._file.write(data)
-        except OSError as error:
-            self._error = error
-            raise
-        self._digest.update(data)
-        num_bytes = memoryview(data).nbytes
-        self._num_bytes += num_bytes
-        return num_bytes
+        content = memoryview(data).cast("B")
+        for start in range(0, len(content), PIECE):
+            piece = content[start : start + PIECE]
+            try:
+                self._file.write(piece)
+                if self._num_bytes // PIECE != (self._num_bytes + len(piece)) // PIECE:
+                    self._to_disk()
+            except OSError as error:
+                self._error = error
+                raise
+            self._digest.update(piece)
+            self._num_bytes += len(piece)
+        return len(content)
 
     def tell(self) -> int:
         return self._num_bytes
@@ -58,9 +66,13 @@ class DigestedFile:
     def close(self) -> FileRecord:
         """Bring it to disk."""
         with self._file:
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            self._to_disk()
         return FileRecord(self._num_bytes, self._digest.hexdigest())
+
+    def _to_disk(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._moved()
 
     def __enter__(self) -> Self:
         return self

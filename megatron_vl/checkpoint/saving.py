@@ -52,17 +52,17 @@ class Saving:
     def __post_init__(self) -> None:
         self._writing = Background(lambda: write(self.job), self.low_priority)
         self._publishing: Background[None] | None = None
-        self._num_written = 0
+        self._num_moves = 0
 
     def is_busy(self) -> bool:
         """Whether this rank would wait in `go_on`."""
         return (self._publishing or self._writing).is_busy()
 
     def leave_mark(self) -> None:
-        """For whoever watches this rank, if it has written anything since the last time."""
-        if self.job.num_written != self._num_written:
-            self._num_written = self.job.num_written
-            TRAIL.at("checkpoint", self._num_written)
+        """For whoever watches this rank, if it has done anything since the last time."""
+        if self.job.num_moves != self._num_moves:
+            self._num_moves = self.job.num_moves
+            TRAIL.at("checkpoint", self._num_moves)
 
     def go_on(self) -> bool:
         """Whether the checkpoint is whole on disk. Collective over the world.
@@ -79,7 +79,7 @@ class Saving:
             if dist.get_rank() == 0:
                 shutil.rmtree(self.job.folder, ignore_errors=True)
             raise
-        self.job.buckets.clear()
+        self.job.let_go()
         by_rank: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
         dist.gather_object((written, self.host_bytes), by_rank)
         self._publishing = Background(lambda: self._publish(by_rank or []), self.low_priority)
@@ -99,8 +99,10 @@ class Saving:
         save_config(CheckpointingConfig("torch_dist", 1), str(self.job.folder))
         self.finish.companions(self.job.folder)
         seal(self.job.folder, files)
+        self.job.moved()
         sync_folder(self.job.folder, but=files)
         publish(self.job.folder, self.path)
+        self.job.moved()
         try:
             self.finish.clear()
         except OSError as error:

@@ -49,7 +49,18 @@ class Job:
     storage: FileSystemWriterAsync
     metadata: Metadata | None
     host_bytes: int  # that are held only for writing
-    num_written: int = 0  # tensors and objects so far
+    from_gpu: bool
+    num_moves: int = 0  # pieces brought to disk, and other things done so far
+
+    def moved(self) -> None:
+        """Something has been done."""
+        self.num_moves += 1
+
+    def let_go(self) -> None:
+        """Give back what was held for writing. torch would keep pinned memory, in powers of two, for the next time."""
+        self.buckets.clear()
+        if self.from_gpu:
+            torch.accelerator.empty_host_cache()
 
 
 @dataclass(frozen=True)
@@ -121,6 +132,7 @@ class Planner:
             storage=storage,
             metadata=metadata,
             host_bytes=host_bytes,
+            from_gpu=self._device.type == "cuda",
         )
 
 
@@ -168,14 +180,14 @@ def write(job: Job) -> Written:
     results: list[WriteResult] = []
     files: dict[str, FileRecord] = {}
     for path, name, (objects, values) in job.buckets:
-        with DigestedFile(Path(path)) as file:
+        with DigestedFile(Path(path), job.moved) as file:
             stream = cast(io.IOBase, file)  # as far as torch uses one
             for item, data in objects + values:
                 results.append(_write_item(job.storage.transforms, stream, data, item, name, FORMAT))
-                job.num_written += 1
+                job.moved()
             files[name] = file.close()
     if job.common:
-        with DigestedFile(job.folder / COMMON_FILE) as file:
+        with DigestedFile(job.folder / COMMON_FILE, job.moved) as file:
             file.write(job.common)
             files[COMMON_FILE] = file.close()
     return Written(results, files, time.perf_counter() - began)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from megatron_vl.config.errors import UserError
+from megatron_vl.config.errors import PassingError, UserError
 from megatron_vl.data.balance import RowCost
 from megatron_vl.data.plan_settings import PlanSettings
 from megatron_vl.data.plan_state import PlanState
@@ -74,7 +74,7 @@ def plan_server(settings: ServerSettings) -> Iterator[None]:
 class PlanClient:
     """Asks the node's server for one step after the other. Safe to share between threads. Use as a context manager.
 
-    Raises UserError where no server answers within START_SECONDS.
+    Raises PassingError where no server answers within START_SECONDS.
     """
 
     def __init__(self, address: str, rank: int, first_step: int) -> None:
@@ -84,7 +84,7 @@ class PlanClient:
         self._stream = self._socket.makefile("rwb")
 
     def next(self) -> StepPlan:
-        """The next step's plan. Raises UserError where the server cannot make one, or has ended."""
+        """The next step's plan. Raises UserError where the server cannot make one, PassingError where it has ended."""
         answer = self._ask(self._next, PLAN)[PLAN]
         self._next += 1
         packs = tuple(Pack(tuple(Unit(*unit) for unit in pack)) for pack in answer.pop("packs"))
@@ -115,7 +115,9 @@ class PlanClient:
             except OSError:
                 line = b""
         if not line:
-            raise UserError("the process that plans for this node has ended; what it said stands in the logs")
+            raise PassingError(
+                "the process that plans for this node has ended; what it said stands in the logs"
+            )
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise UserError(answer["error"])
@@ -132,7 +134,7 @@ def _connect(address: str) -> socket.socket:
         except OSError as error:
             connection.close()
             if time.monotonic() > deadline:
-                raise UserError(
+                raise PassingError(
                     f"no process plans for this node ({error.strerror}); it is started by the node's local rank 0, "
                     "and what it said stands in that rank's log"
                 ) from error

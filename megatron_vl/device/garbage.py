@@ -44,6 +44,11 @@ class Collector:
         gc.collect()
         gc.freeze()
 
+    def let_go(self) -> None:
+        """Collect what was settled and is used no longer: models refer to themselves."""
+        gc.unfreeze()
+        gc.collect()
+
     def collect_if_due(self, step: int) -> None:
         """Collect after every so many steps."""
         if step % self._every == 0:

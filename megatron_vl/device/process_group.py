@@ -129,12 +129,12 @@ def meet(environment: RankEnvironment, timeout: timedelta, field: str) -> dist.S
     return store
 
 
-def _open_store(environment: RankEnvironment, timeout: timedelta) -> dist.TCPStore:
+def _open_store(environment: RankEnvironment, timeout: timedelta) -> dist.Store:
     """Served by rank 0, on a socket that listens since before the ranks began where there is one; under torchrun by
-    its agent."""
+    its agent, who keeps it over restarts: each has keys of its own."""
     by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     serves = environment.rank == 0 and not by_agent
-    return dist.TCPStore(
+    store = dist.TCPStore(
         environment.master_addr,
         environment.master_port,
         is_master=serves,
@@ -142,6 +142,7 @@ def _open_store(environment: RankEnvironment, timeout: timedelta) -> dist.TCPSto
         timeout=timeout,
         master_listen_fd=environment.store_descriptor if serves else None,
     )
+    return dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def _missing(store: dist.Store, world_size: int, timeout: timedelta) -> str:

@@ -2,16 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import partial
 
 import torch.distributed as dist
 
 from megatron_vl.config.errors import UserError
+from megatron_vl.device.trail import TRAIL
 from megatron_vl.evaluate.benchmarks.catalog import Benchmark
 from megatron_vl.evaluate.evaluator import Evaluator
 from megatron_vl.evaluate.items import Item
-
-Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +88,8 @@ def _generate(items: Sequence[Item], evaluator: Evaluator, benchmark: Benchmark)
     answers, grade = evaluator.generate(items, benchmark.max_new_tokens), benchmark.grade
     scores: Sequence[float | None] = [None] * len(items)
     if grade is not None:
-        pairs = list(zip(items, answers, strict=True))
-        scores = _from_first_rank(lambda: [grade(item, answer) for item, answer in pairs])
+        pairs = zip(items, answers, strict=True)  # one by one: each may take as long as code that is run
+        scores = [_from_first_rank(partial(grade, *pair), number) for number, pair in enumerate(pairs, 1)]
     return [
         ItemRecord(key=item.key, category=item.category, score=score, answer=answer)
         for item, answer, score in zip(items, answers, scores, strict=True)
@@ -119,16 +118,17 @@ def _weigh_texts(name: str, items: Sequence[Item], evaluator: Evaluator) -> Benc
     )
 
 
-def _from_first_rank(make: Callable[[], Value]) -> Value:
+def _from_first_rank(make: Callable[[], float | None], number: int) -> float | None:
     """What `make` returns on rank 0, on all ranks; RuntimeError where it raises. Collective over the world."""
-    made: list[tuple[Value | None, str]] = [(None, "")]
+    TRAIL.at("grading", number)
+    made: list[tuple[float | None, str]] = [(None, "")]
     if dist.get_rank() == 0:
         try:
             made = [(make(), "")]
         except Exception as error:  # whatever it is, the others must not wait for ever
             made = [(None, f"{type(error).__name__}: {error}")]
     dist.broadcast_object_list(made)
-    value, error_message = made[0]
-    if value is None:
-        raise RuntimeError(f"the answers could not be graded: {error_message}")
-    return value
+    score, error_message = made[0]
+    if error_message:
+        raise RuntimeError(f"answer {number} could not be graded: {error_message}")
+    return score

@@ -60,21 +60,10 @@ class Scorer:
         scores = rows.score(self._units(index), reader)
         return SampleScores(loss_sums=scores.loss_sums, num_tokens=scores.num_tokens)
 
-    def image_use(self, index: SourceIndex, right: SampleScores) -> PairedDifference:
-        """Score again, each sample with the images of another one, and compare with `right`, pair by pair."""
-        wrong = self.score(SwappedImages(index))
-        pairs = list(zip(right.sample_losses, wrong.sample_losses, strict=True))
-        differences = [bad - good for good, bad in pairs]
-        mean = fmean(differences)
-        margin = 1.96 * stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else math.inf
-        return PairedDifference(
-            right=fmean(right.sample_losses),
-            wrong=fmean(wrong.sample_losses),
-            difference=mean,
-            low=mean - margin,
-            high=mean + margin,
-            num_samples=len(differences),
-        )
+    def image_use(self, index: SourceIndex, right: SampleScores) -> PairedDifference | None:
+        """Score again, each sample with the images of another one, and compare with `right`, pair by pair. None where
+        no sample has a loss with both: an image may not decode."""
+        return paired_difference(right, self.score(SwappedImages(index)))
 
     def _units(self, index: SourceIndex) -> list[Unit]:
         units: list[Unit] = []
@@ -87,6 +76,25 @@ class Scorer:
                 length, num_images = int(lengths[sample]), int(columns.num_images[sample])
                 units.append(Unit(index.name, first + sample, 0, length, num_images))
         return units
+
+
+def paired_difference(right: SampleScores, wrong: SampleScores) -> PairedDifference | None:
+    """Over the samples that have a loss in both; None without any."""
+    kept = (right.num_tokens > 0) & (wrong.num_tokens > 0)
+    good, bad = ((one.loss_sums[kept] / one.num_tokens[kept]).tolist() for one in (right, wrong))
+    if not good:
+        return None
+    differences = [worse - better for better, worse in zip(good, bad, strict=True)]
+    mean = fmean(differences)
+    margin = 1.96 * stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else math.inf
+    return PairedDifference(
+        right=fmean(good),
+        wrong=fmean(bad),
+        difference=mean,
+        low=mean - margin,
+        high=mean + margin,
+        num_samples=len(differences),
+    )
 
 
 class SwappedImages(SourceIndex):

@@ -10,7 +10,7 @@ from PIL import Image
 from megatron_vl.data.images import ImageRule, decode_image
 from megatron_vl.data.index import SourceIndex
 from megatron_vl.data.loader import ContentRule
-from megatron_vl.data.sample import IMAGE_MARK, Sample, parse_sample
+from megatron_vl.data.sample import IMAGE_MARK, Sample, SampleError, parse_sample
 from megatron_vl.data.shard_reader import ShardReader
 from megatron_vl.evaluate.evaluator import Evaluator
 from megatron_vl.evaluate.items import ImageFile, Item
@@ -31,15 +31,16 @@ class Shown:
 def answered_samples(
     indexes: Sequence[SourceIndex], content: ContentRule, evaluator: Evaluator, per_source: int = 3
 ) -> list[dict[str, str]]:
-    """The first image samples of each source: source, prompt, target, the model's greedy answer, and the image as
-    the model sees it (PNG). Collective over the world."""
+    """The first image samples of each source, of those whose images decode: source, prompt, target, the model's greedy
+    answer, and the image as the model sees it (PNG). Collective over the world."""
     reader = ShardReader(indexes[0].access) if indexes else ShardReader()
-    shown = [
+    first = [
         _shown(index, row, content, reader)
         for index in indexes
         for row in range(min(per_source, index.num_samples))
         if index.locate(row).images
     ]
+    shown = [one for one in first if _decodes(one, content.image)]
     room = evaluator.sequence_length - max((_num_positions(one, content) for one in shown), default=0)
     if not shown or room < 1:
         return []
@@ -62,6 +63,15 @@ def _shown(index: SourceIndex, row: int, content: ContentRule, reader: ShardRead
         prompt=_without_marks(text),
         target=_without_marks(target),
     )
+
+
+def _decodes(shown: Shown, rule: ImageRule) -> bool:
+    try:
+        for image in shown.item.images:
+            decode_image(image.read(), rule, shown.item.key, shown.source)
+    except SampleError:  # training masks such a sample
+        return False
+    return True
 
 
 def _ask(sample: Sample) -> tuple[Sample, str]:

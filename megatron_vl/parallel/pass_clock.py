@@ -23,6 +23,7 @@ class PassClock:
         self._spans: dict[str, _Span] = {}
         self._counts: Counter[str] = Counter()
         self._times: list[tuple[Any, Any]] = []
+        self.last_step = 0.0  # seconds of its passes
 
     def __call__(self, name: str, log_level: int | None = None) -> "_Span":
         if name not in self._spans:
@@ -34,11 +35,13 @@ class PassClock:
         self._counts.clear()
         self._times.clear()
 
-    def compute_seconds(self) -> float:
-        """Of this step's passes, without what ranks wait for between them. The device must have finished them."""
+    def end_step(self) -> None:
+        """Sets `last_step` to what this step's passes took, without what ranks wait for between them. The device must
+        have finished them."""
         if self._on_cuda:
-            return float(sum(start.elapsed_time(end) for start, end in self._times)) / 1000
-        return float(sum(end - start for start, end in self._times))
+            self.last_step = float(sum(start.elapsed_time(end) for start, end in self._times)) / 1000
+        else:
+            self.last_step = float(sum(end - start for start, end in self._times))
 
     def count(self, kind: str) -> int:
         """The number of the pass that begins."""

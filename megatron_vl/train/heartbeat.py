@@ -26,6 +26,7 @@ from megatron_vl.device.trail import TRAIL
 from megatron_vl.train.watch import LEFT, Beat, Watch
 
 EXIT_STATUS = 1
+LAST_WORDS_SECONDS = 30.0  # for stacks and logs, on whatever file system
 _VERDICT = "verdict"
 
 
@@ -118,14 +119,16 @@ class Heartbeat:
                 self._end(judged_here=not told)
 
     def _end(self, judged_here: bool) -> None:
+        # On a file system that hangs, too, this process ends.
+        threading.Timer(3 * self._interval + LAST_WORDS_SECONDS, os._exit, (EXIT_STATUS,)).start()
         faulthandler.dump_traceback(file=sys.stderr)
         print(f"error: {self._verdict}", file=sys.stderr, flush=True)
         if judged_here and self._rank <= 1:  # where rank 0 is silent, all others judge: the next one logs
-            self._log(self._verdict)
+            with contextlib.suppress(OSError):  # a full disk, say; the verdict stands on the screen
+                self._log(self._verdict)
         if self._rank == 0:
-            time.sleep(
-                3 * self._interval
-            )  # until all have read the verdict, in the store that ends with this process
+            # Until all have read the verdict, in the store that ends with this process.
+            time.sleep(3 * self._interval)
         os._exit(EXIT_STATUS)
 
 

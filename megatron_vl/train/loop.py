@@ -1,8 +1,9 @@
 """The training loop of one stage: it reads as one step flows."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from time import perf_counter
 from typing import Any
 
 import torch.distributed as dist
@@ -23,8 +24,9 @@ from megatron_vl.parallel.gradients import parameters_at_rest
 from megatron_vl.parallel.pipeline import agree_on_plan
 from megatron_vl.parallel.replicas import witnesses
 from megatron_vl.parallel.timeline import Timeline, bubble_fraction
+from megatron_vl.train.evaluation import Evaluation, Moment
 from megatron_vl.train.explain import corruption, out_of_memory_explained
-from megatron_vl.train.metrics import BenchmarkScore, HeldoutLoss, ImageUse, StartupSeconds
+from megatron_vl.train.metrics import StartupSeconds
 from megatron_vl.train.profiling import ProfilerWindow
 from megatron_vl.train.recorder import Recorder
 from megatron_vl.train.rollback import ROLLED_BACK
@@ -32,32 +34,6 @@ from megatron_vl.train.signals import StopRequest
 from megatron_vl.train.stage import Stage
 from megatron_vl.train.startup import Startup, slowest
 from megatron_vl.train.step import StepResult, Vote, train_step
-
-
-@dataclass(frozen=True, kw_only=True)
-class Moment:
-    """When a model is measured: after `step` of its stage (0: at the start); `ends`: it is the stage's last."""
-
-    step: int
-    global_step: int
-    ends: bool
-
-
-Measure = Callable[[Stage, Moment], Sequence[HeldoutLoss | ImageUse | BenchmarkScore]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """Measures a stage's model at the stage's end, every `every` steps (0: not) and, if wanted, at its start."""
-
-    measure: Measure
-    every: int
-    at_start: bool
-
-    def is_due(self, moment: Moment) -> bool:
-        if moment.step == 0:
-            return self.at_start
-        return moment.ends or (self.every > 0 and moment.step % self.every == 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,10 +84,12 @@ def train_stage(stage: Stage, run: Run) -> str:
         run.collector.collect_if_due(step)
         if len(health.skipped) >= faults.skipped_in_a_row:
             return ROLLED_BACK
-        ends = step == num_steps
-        _evaluate(stage, run, step)
-        if ends or stop_requested or step == stop_at or _is_checkpoint_due(stage, run, step):
+        leaves = stop_requested or step in (num_steps, stop_at)
+        if leaves or _is_checkpoint_due(stage, run, step):
             _save(stage, run, loaded)
+        if leaves:
+            run.store.close_stage()  # on disk, whatever becomes of the evaluation
+        _evaluate(stage, run, step)
         if stop_requested:
             return "interrupted"
         if step == stop_at:
@@ -189,7 +167,7 @@ def _is_checkpoint_due(stage: Stage, run: Run, step: int) -> bool:
 
 def _train(stage: Stage, loaded: LoadedStep, run: Run, max_loss: float) -> StepResult:
     model, step = stage.model, loaded.plan.step
-    computed = stage.clock.compute_seconds()  # in the step before
+    began = perf_counter()
     stage.clock.begin_step()
     TRAIL.at("agreement on the plan", waits=True)
     microbatches = _agree(loaded, stage)
@@ -202,13 +180,17 @@ def _train(stage: Stage, loaded: LoadedStep, run: Run, max_loss: float) -> StepR
         plan_group=loaded.plan.group,
         plan_digest=loaded.plan.digest,
         traffic=loaded.traffic,
-        compute_seconds=computed,
+        compute_seconds=stage.clock.last_step,
         memory=run.device.memory_use(),
         max_loss=max_loss,
         sources=tuple(sorted(stage.settings.values.sources)),
         witnesses=_witnesses(stage, run, loaded),
     )
-    return train_step(model.chunks, model.optimizer, microbatches, model.groups, max_norm, vote, model.spread)
+    result = train_step(
+        model.chunks, model.optimizer, microbatches, model.groups, max_norm, vote, model.spread
+    )
+    stage.clock.end_step()
+    return replace(result, seconds=perf_counter() - began)
 
 
 def _witnesses(stage: Stage, run: Run, loaded: LoadedStep) -> Callable[[], Tensor] | None:

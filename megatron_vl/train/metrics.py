@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+MAX_LINE_BYTES = 1 << 20
+
 
 @dataclass(frozen=True, kw_only=True)
 class StepMetrics:
@@ -117,6 +119,7 @@ class JsonLines:
     def append(self, row: Any) -> None:
         values = dict(row) if isinstance(row, Mapping) else asdict(row)
         if self._file is None:
+            _cut_torn_end(self.path)
             self._file = self.path.open("a", encoding="utf-8")
         self._file.write(json.dumps(finite(values), allow_nan=False) + "\n")
         self._file.flush()
@@ -143,6 +146,15 @@ class JsonLines:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _cut_torn_end(path: Path) -> None:
+    """Drop a last line that a crash or a full disk has torn, lest the next one be joined to it."""
+    if path.exists():
+        with path.open("rb+") as file:
+            start = max(0, file.seek(0, os.SEEK_END) - MAX_LINE_BYTES)
+            file.seek(start)
+            file.truncate(start + file.read().rfind(b"\n") + 1)
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:

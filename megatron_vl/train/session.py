@@ -42,6 +42,7 @@ def pretrain(
     for settings in stages[first:]:
         outcome, health = _run_stage(settings, sources, run, standing)
         while outcome == ROLLED_BACK:
+            _starting_anew(settings, run)
             roll_back(settings, health, run.config.train.faults.max_rollbacks, run.recorder)
             outcome, health = _run_stage(settings, sources, run, _gone_back(run))
         standing = _standing(run)
@@ -56,9 +57,17 @@ def pretrain(
     return outcome
 
 
+def _starting_anew(settings: StageSettings, run: Run) -> None:
+    """What comes before the next first step may take as long as a start; what the last one held is let go first."""
+    TRAIL.begin_stage(settings.name)
+    set_timeout(run.config.run.start_timeout_seconds)
+    run.collector.let_go()
+
+
 def _run_stage(settings: StageSettings, sources: Sources, run: Run, standing: Standing) -> tuple[str, Health]:
     """Open a stage where the run stands, and train it. Returns why it ended, and the stage's health there."""
     checkpoint, state = standing
+    _starting_anew(settings, run)
     run.startup.begin_stage()
     run.recorder.resume_after(state.global_step if state else 0)
     run.startup.ended("trackers")
@@ -67,9 +76,7 @@ def _run_stage(settings: StageSettings, sources: Sources, run: Run, standing: St
     if settings.parallel.layout == AUTO:
         run.recorder.say(f"stage {settings.name}: parallel.layout=auto is {settings.layout}")
     given_up = given_up_in(settings.name, read_rollbacks(run.recorder.run.faults))
-    set_timeout(run.config.run.start_timeout_seconds)
     start = Start(checkpoint=checkpoint, resume=resume, startup=run.startup, given_up=frozenset(given_up))
-    TRAIL.begin_stage(settings.name)
     with ExitStack() as exits:
         stage = open_stage(run.config, settings, sources, run.device, start, exits)
         outcome = train_stage(stage, run)
@@ -93,8 +100,13 @@ def _gone_back(run: Run) -> Standing:
 
 
 def _standing(run: Run) -> Standing:
-    """The newest checkpoint, which every stage ends with, or what the run began with."""
-    return find_start(run.config, run.recorder.run) or (_initial(run.config), None)
+    """The newest checkpoint, which every stage ends with, or what the run began with: as rank 0 finds it, since other
+    nodes may see a file system as it was some seconds ago."""
+    found: list[Standing] = [(None, None)]
+    if dist.get_rank() == 0:
+        found = [find_start(run.config, run.recorder.run) or (_initial(run.config), None)]
+    dist.broadcast_object_list(found)
+    return found[0]
 
 
 def _initial(config: PretrainConfig) -> Path | None:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -47,7 +46,7 @@ class StepResult:
     stop_requested: bool  # some rank has received a signal
     saving: bool  # some rank was writing its part of a checkpoint
     skipped: bool  # loss or gradients were not finite, or the loss a spike: the weights are unchanged
-    seconds: float  # that it took
+    seconds: float = math.nan  # that it took, with the agreement on its plan; the loop's to say
     straggler: Straggler | None  # of the step before
     fullest: Fullest
     corrupted: list[int]  # ranks whose parameters were not those of their replicas: the weights are unchanged
@@ -100,7 +99,6 @@ def train_step(
     Raises:
         RuntimeError: ranks that deal rows among themselves have planned different ones; names the ranks.
     """
-    began = perf_counter()
     for chunk in chunks:
         chunk.zero_grad_buffer()
     optimizer.zero_gradients()
@@ -125,7 +123,7 @@ def train_step(
     if not result.skipped and not result.corrupted:
         per_token = 1.0 / max(result.num_supervised_tokens, 1)
         optimizer.step(per_token * min(1.0, max_norm / (result.gradient_norm + 1e-6)))
-    return replace(result, seconds=perf_counter() - began)
+    return result
 
 
 def _result(summed: list[float], vote: Vote, topology: Topology) -> StepResult:
@@ -157,7 +155,6 @@ def _result(summed: list[float], vote: Vote, topology: Topology) -> StepResult:
         stop_requested=stops > 0,
         saving=saving > 0,
         skipped=not is_sound,
-        seconds=math.nan,
         straggler=straggler([one[2] for one in by_rank], topology.pipeline_size),
         fullest=fullest([MemoryUse.from_numbers(one[3:6]) for one in by_rank]),
         corrupted=suspects([one[6:] for one in by_rank], topology) if vote.witnesses else [],

@@ -141,6 +141,7 @@ def test_images_that_do_not_decode_are_masked_and_counted(
     root = tmp_path / "data"
     shutil.copytree(data_root, root)
     damage_images(root, "pages", 40)
+    damage_images(root, "heldout/pages", 2)
     arguments = command(
         root,
         tmp_path / "run",
@@ -149,8 +150,13 @@ def test_images_that_do_not_decode_are_masked_and_counted(
         f"parallel.vision_placement={placement}",
         "stage.adaptor.sources.photographs=0",
     )
-    status, output = finish([*arguments, "data.max_failed_fraction=1.0"])
+    status, output = finish([*arguments, "data.max_failed_fraction=1.0", "heldout.max_samples=4"])
     assert status == 0, output
+    uses = map(json.loads, (tmp_path / "run" / "image_use.jsonl").read_text().splitlines())
+    (use,) = [row for row in uses if row["source"] == "pages"]
+    assert use["num_samples"] == 2  # of four
+    shown = json.loads((tmp_path / "run" / "samples.json").read_text())
+    assert sum(sample["source"] == "pages" for sample in shown) == 1  # of three
     rows = metrics(tmp_path / "run")
     assert all(0 < row["num_failed_samples"] < row["num_samples"] for row in rows)
     clean = command(data_root, tmp_path / "clean", *arguments[arguments.index("stages=[adaptor]") :])

@@ -5,13 +5,14 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megatron_vl.checkpoint import manifest
 from megatron_vl.checkpoint.folder import aside_of, clear_leftovers, publish, put_aside_as_damaged
 from megatron_vl.checkpoint.manifest import (
     MANIFEST_FILE,
@@ -199,6 +200,18 @@ def test_what_is_digested_while_it_is_written_is_what_lies_there(tmp_path: Path)
         assert file.close() == digested(tmp_path / "file")
 
 
+def test_a_large_file_moves_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each piece is on disk before the next, so that whoever watches a slow disk hears of it."""
+    monkeypatch.setattr(manifest, "PIECE", 1000)
+    sizes: list[int] = []
+    with DigestedFile(tmp_path / "file", lambda: sizes.append((tmp_path / "file").stat().st_size)) as file:
+        for length in (400, 700, 3500):
+            file.write(os.urandom(length))
+        assert sizes == [1100, 2100, 3100, 4100]
+        assert file.close() == digested(tmp_path / "file")
+    assert sizes[-1] == 4600
+
+
 @given(st.dictionaries(st.text(min_size=1, max_size=3), st.integers(0, 1000), max_size=30), st.integers(1, 9))
 def test_every_file_is_read_by_one_rank_and_none_reads_much_more(
     sizes: dict[str, int], num_ranks: int
@@ -221,12 +234,24 @@ def test_after_any_saves_the_newest_and_the_multiples_are_there(
     kept: list[int] = []
     for count, step in enumerate(steps, start=1):  # a run that goes back saves earlier steps again
         kept = sorted({*kept, step}, reverse=True)
-        dropped = {state.step for state in superseded([state_at(one) for one in kept], keep, keep_every)}
+        dropped = {kept[place] for place in superseded([state_at(one) for one in kept], keep, keep_every)}
         assert not dropped & set(kept[:keep])
         kept = [one for one in kept if one not in dropped]
         multiples = [one for one in steps[:count] if keep_every is not None and one % keep_every == 0]
         assert set(multiples) <= set(kept)
         assert len(kept) <= keep + len(multiples)
+
+
+def test_what_was_saved_while_steps_were_skipped_supersedes_nothing() -> None:
+    """A run that goes on being skipped goes back before it."""
+    while_skipping = replace(state_at(4), health={"skipped": [4]})
+    assert superseded([while_skipping, state_at(3), state_at(2)], 1, None) == [2]
+    assert superseded([state_at(5), while_skipping, state_at(3)], 1, None) == [1, 2]
+
+
+def test_of_two_of_one_step_one_is_dropped() -> None:
+    """Such as a resharded copy, whose state is the same."""
+    assert superseded([state_at(5), state_at(4), state_at(4)], 2, None) == [2]
 
 
 def test_what_is_dropped_goes_from_disk(tmp_path: Path) -> None:

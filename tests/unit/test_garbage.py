@@ -35,6 +35,17 @@ def test_collections_come_every_so_many_steps_and_not_between() -> None:
     assert gc.isenabled()
 
 
+def test_what_is_used_no_longer_is_let_go_of_before_the_next_start() -> None:
+    """The model of a stage that has ended, whose place the next one's takes."""
+    with Collector(every=1) as collector:
+        model = Node()
+        left = weakref.ref(model)
+        collector.settle()
+        del model
+        collector.let_go()
+        assert left() is None
+
+
 def test_what_stood_at_the_start_is_spared_until_the_next_start() -> None:
     with Collector(every=1) as collector:
         stays = Node()

@@ -76,6 +76,14 @@ def test_a_torn_last_line_is_dropped(tmp_path: Path) -> None:
         rows.close()
 
 
+def test_a_row_after_a_torn_line_is_a_row(tmp_path: Path) -> None:
+    """Of a file that is never cut back, such as faults.jsonl."""
+    path = tmp_path / "faults.jsonl"
+    path.write_text('{"kind": "skipped"}\n{"kind": "rol')
+    JsonLines(path).append({"kind": "hang"})
+    assert [row["kind"] for row in read_rows(path)] == ["skipped", "hang"]
+
+
 def test_truncation_keeps_the_bytes_of_what_it_keeps(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     write(path, range(1, 4), loss=0.1 + 0.2)
