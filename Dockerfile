@@ -36,8 +36,11 @@ ENV PYTHONUNBUFFERED=1 \
 WORKDIR /workspace/megatron-vl
 COPY . .
 # What the base has is held at its version, and of ours megatron-core alone is: constraints.txt is for another torch.
+# What others build with (of any version) is theirs to say, and they do not.
+# hadolint ignore=DL3013
 RUN pip list --format=freeze | grep --invert-match '^megatron' > /tmp/base.txt && \
     grep '^megatron-core==' constraints.txt > /tmp/ours.txt && \
+    pip install --constraint /tmp/base.txt packaging wheel ninja psutil cmake 'pybind11[global]' && \
     if ! pip show --quiet flash-attn; then \
         pip install --no-build-isolation --constraint /tmp/base.txt "flash-attn==${FLASH_ATTENTION}"; \
     fi && \

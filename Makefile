@@ -37,7 +37,9 @@ environment: $(ENVIRONMENT)  ## .venv with everything that development needs
 $(ENVIRONMENT): pyproject.toml constraints.txt
 	@$(PYTHON) tools/preflight.py --target "$(GOAL)" --disk-gb $(DISK_GB) --memory-gb $(MEMORY_GB) \
 		$(if $(TORCH_INDEX_URL),,--cuda-wheels-gb $(CUDA_WHEELS_GB))
-	@if [ -e $@ ]; then rm $@; else echo "making .venv" && $(PYTHON) -m venv --clear .venv; fi
+	@if [ -d .venv ] && [ ! -e $@ ] && [ ! -e .venv/.by_make ]; then \
+		echo "error: .venv was not made by make, which would empty it: use it as it is, or move it away" >&2; exit 1; fi
+	@if [ -e $@ ]; then rm $@; else echo "making .venv" && $(PYTHON) -m venv --clear .venv && touch .venv/.by_make; fi
 	$(if $(TORCH_INDEX_URL),$(PIP) --no-deps --index-url $(TORCH_INDEX_URL) torch)
 	$(PIP) --editable '.[dev]'
 	@touch $@

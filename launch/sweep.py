@@ -8,6 +8,7 @@ import json
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import uuid
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Quote, QuotedString
@@ -31,6 +32,7 @@ from megatron_vl.train.metrics import read_rows
 from megatron_vl.train.run_dir import RunDirectory, write_atomically
 
 ACCOUNTS = ".jobs"  # of each job of a sweep, below the sweep's folder
+CLAIM = ".job"  # in a run directory: the values of the job that it belongs to
 RUNNING, DONE, FAILED = "running", "done", "failed"
 
 
@@ -63,9 +65,11 @@ def run_job(module: str, has_run_directory: bool) -> float | None:
         The objective: `last_heldout_loss` of its run directory.
 
     Raises:
-        JobFailed: it ended with another status than 0.
+        JobFailed: it ended with another status than 0, or its run directory is that of another job.
     """
     hydra, folder = HydraConfig.get(), _present_folder()
+    if has_run_directory and SweepCallback.present is not None:
+        claim(folder, SweepCallback.present.name)
     own_folder = f"run.dir={QuotedString(text=str(folder), quote=Quote.single).with_quotes()}"
     overrides = [*hydra.overrides.task, *([own_folder] if has_run_directory else []), "hydra.mode=RUN"]
     sources = [source for source in hydra.runtime.config_sources if source.provider == "command-line"]
@@ -74,6 +78,29 @@ def run_job(module: str, has_run_directory: bool) -> float | None:
     if status != 0:
         raise JobFailed(f"exit status {status}")
     return last_heldout_loss(RunDirectory(folder))
+
+
+def claim(folder: Path, name: str) -> None:
+    """Make it the run directory of the job with these values of its own, for good. A resume asks less: parallel sizes
+    and initial weights may change, so one job would take another's end for its own.
+
+    Raises:
+        JobFailed: another job has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path, draft = folder / CLAIM, folder / f"{CLAIM}.{socket.gethostname()}.{os.getpid()}"
+    draft.write_text(name + "\n", encoding="utf-8")
+    try:
+        path.hardlink_to(draft)  # whole, or not at all
+    except FileExistsError:
+        other = path.read_text(encoding="utf-8").rstrip("\n")
+        if other != name:
+            raise JobFailed(
+                f"it has the run directory of the job {other!r}; give hydra.sweep.dir another folder, or "
+                "hydra.sweep.subdir everything that varies"
+            ) from None
+    finally:
+        draft.unlink()
 
 
 def last_heldout_loss(run: RunDirectory) -> float | None:
@@ -90,6 +117,8 @@ class SweepCallback(Callback):
 
     Hydra's launchers hand copies of this object to jobs elsewhere.
     """
+
+    present: ClassVar[Job | None] = None  # that runs in this process
 
     def __init__(self) -> None:
         self.accounts = Path()
@@ -108,8 +137,10 @@ class SweepCallback(Callback):
         self.accounts = Path(config.hydra.sweep.dir) / ACCOUNTS / uuid.uuid4().hex
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        if is_job_of_sweep() and _is_first_task():
-            job = self._present_job()
+        if not is_job_of_sweep():
+            return
+        job = SweepCallback.present = self._present_job()
+        if _is_first_task():
             print(f"\njob {job.number}: {job.name}: {job.folder}", flush=True)
             self._account(job)
 

@@ -196,6 +196,17 @@ not_fit() { # of what the node check prints, the answer; libraries such as NCCL 
     tee -a /dev/stderr | tr -d '\r' | sed -n 's/^not fit: //p'
 }
 
+keep_sweep() { # sets $SWEEP to a copy, which tasks read whenever they come back
+    local name kept
+    name=$(basename "$SWEEP")
+    kept=runs/${name%.*}/$name
+    mkdir -p "$(dirname "$kept")"
+    [ -e "$kept" ] || cp "$SWEEP" "$kept"
+    cmp -s "$SWEEP" "$kept" ||
+        die "SWEEP=$SWEEP has other lines than $kept, whose runs are there: give the file another name"
+    export SWEEP=$kept
+}
+
 submit() { # submit OVERRIDES…; with the present environment, even where a site's default is none
     exec sbatch --export=ALL "${options[@]}" "$script" "$@"
 }
@@ -205,6 +216,7 @@ pretrain() { # pretrain EXPERIMENT ARGUMENTS…: under sbatch train, else check 
     load_cluster
     if ! is_job; then
         check_all
+        [ -z "${SWEEP:-}" ] || keep_sweep
         submit "${overrides[@]:1}" # the experiment is the script's
     fi
     [ -z "${SWEEP:-}" ] || sweep_line "${SLURM_ARRAY_TASK_ID:?SWEEP needs an array}"

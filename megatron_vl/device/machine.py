@@ -116,6 +116,6 @@ def require_gpu_extra(device: Device, transformer_engine: bool) -> None:
     ]
     if missing:
         raise UserError(
-            f"training on CUDA needs {' and '.join(missing)}: pip install 'megatron-vl[gpu]', or set "
+            f"training on CUDA needs {' and '.join(missing)}: docs/install.md has the commands; or set "
             "parallel.transformer_engine=false to use megatron-core's local layers"
         )

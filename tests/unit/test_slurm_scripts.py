@@ -91,6 +91,13 @@ def test_a_sweep_is_checked_line_by_line(checkout: Path) -> None:
     words = "experiment=paper_1b c=d"
     assert calls[:2] == [f"python -m launch.check {words} {line} run.num_processes=128" for line in lines]
     assert calls[2] == f"sbatch --export=ALL --array=0-1 {checkout}/slurm/pretrain_1b.sh c=d"
+    assert (checkout / "runs/sizes/sizes.txt").read_text() == (checkout / "sizes.txt").read_text()
+    status, calls, _ = run(checkout, "pretrain_1b.sh", "c=d", SWEEP="runs/sizes/sizes.txt")
+    assert status == 0 and calls[2].startswith("sbatch")
+    (checkout / "sizes.txt").write_text("run.seed=3\n")
+    status, calls, output = run(checkout, "pretrain_1b.sh", "c=d", SWEEP="sizes.txt")
+    assert status == 1 and not any(call.startswith("sbatch") for call in calls)
+    assert "SWEEP=sizes.txt has other lines than runs/sizes/sizes.txt" in output
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from launch.sweep import Job, last_heldout_loss, summary
+from launch.sweep import Job, JobFailed, claim, last_heldout_loss, summary
 from megatron_vl.train.run_dir import RunDirectory
 from tests.support.runs import CHECKOUT, environment
 
@@ -104,3 +104,12 @@ def test_folders_of_any_name_reach_the_job(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert folder.is_dir()
     assert os.listdir(tmp_path / ".jobs")
+
+
+def test_a_run_directory_belongs_to_one_job(tmp_path: Path) -> None:
+    """Its resume is the same job; another one is refused, whoever comes first."""
+    claim(tmp_path / "0", "parallel.tensor_size=1")
+    claim(tmp_path / "0", "parallel.tensor_size=1")
+    with pytest.raises(JobFailed, match=r"the job 'parallel\.tensor_size=1'; give hydra\.sweep\.dir"):
+        claim(tmp_path / "0", "parallel.tensor_size=2")
+    assert [path.name for path in (tmp_path / "0").iterdir()] == [".job"]
