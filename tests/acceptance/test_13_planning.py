@@ -66,6 +66,7 @@ def test_what_cannot_be_is_said_in_one_line_with_what_can() -> None:
     assert "2 x 8" in line  # TP2 x PP8 leaves 256 replicas
 
 
+@pytest.mark.slow
 def test_layouts_follow_what_trains(data_root: Path, tmp_path: Path) -> None:
     """Stages that differ in freezing are divided anew, with the weights of the stage before; against their layouts
     given by hand."""

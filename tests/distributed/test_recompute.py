@@ -30,7 +30,11 @@ def test_gradients_are_the_same(recompute: RecomputeConfig, train_parts: tuple[s
 
 
 @pytest.mark.parametrize(
-    "parallel", [ParallelConfig(), ParallelConfig(tensor_size=2, sequence_parallel=True)]
+    "parallel",
+    [
+        pytest.param(ParallelConfig(), marks=pytest.mark.slow),
+        ParallelConfig(tensor_size=2, sequence_parallel=True),
+    ],
 )
 def test_bf16_follows_fp32(parallel: ParallelConfig) -> None:
     """With fp32 main weights and fp32 gradient sums, losses stay within bf16's rounding of fp32's."""

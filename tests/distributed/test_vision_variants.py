@@ -25,8 +25,20 @@ def test_every_kind_is_among_them() -> None:
     assert {kind for kind, *_ in VARIANTS} == ADAPTOR_TOWERS.keys()
 
 
+QUICK = (
+    "hybrid_mlp_gelu-sam-siglip",
+    "shared_mlp_gelu-sam-siglip",
+    "mlp_gelu-sam",
+)  # the others are slow tests
+NAMES = ["-".join((kind, *towers)) for kind, towers, _ in VARIANTS]
+
+
 @pytest.mark.parametrize(
-    ("kind", "towers", "parallel"), VARIANTS, ids=["-".join((kind, *towers)) for kind, towers, _ in VARIANTS]
+    ("kind", "towers", "parallel"),
+    [
+        pytest.param(*variant, id=name, marks=() if name in QUICK else pytest.mark.slow)
+        for name, variant in zip(NAMES, VARIANTS, strict=True)
+    ],
 )
 def test_variant_learns_a_batch_and_agrees_with_one_process(
     kind: str, towers: tuple[str, ...], parallel: ParallelConfig
