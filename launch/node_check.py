@@ -38,9 +38,9 @@ def node_check(config: PretrainConfig) -> int:
 
         verdict = check_nodes(environment, run.path, config.node_check)
     if verdict is not None:
-        show(verdict)
         if verdict.wrong:
             _tell(run, verdict.wrong)
+        show(verdict)
     sys.stdout.flush()
     os._exit(
         verdict is not None and list(verdict.wrong) == [""]

@@ -18,7 +18,8 @@ def show(verdict: Verdict) -> None:
     for column in ("node", "TFLOP/s", "GB/s, neighbour", "GB/s, all", "clock, s", "GiB free"):
         table.add_column(column, justify="left" if column == "node" else "right", no_wrap=True)
     table.add_column("not fit")
-    clock = median(ranks[0].seconds_since_epoch for ranks in nodes.values())
+    clocks = {name: ranks[0].seconds_since_epoch for name, ranks in nodes.items()}
+    typical = median(clocks.values())
     for name, ranks in nodes.items():
         free = next((one.free_bytes for one in ranks if one.free_bytes is not None), None)
         table.add_row(
@@ -26,7 +27,7 @@ def show(verdict: Verdict) -> None:
             f"{min(one.matmul_flops for one in ranks) / 1e12:.2f}",
             f"{best_bandwidth(ranks) / 1e9:.2f}",
             f"{min(one.world_bandwidth for one in ranks) / 1e9:.2f}",
-            f"{ranks[0].seconds_since_epoch - clock:+.2f}",
+            f"{clocks[name] - typical:+.2f}" if clocks[name] and typical else "",
             "" if free is None else f"{free / GIB:.0f}",
             "; ".join(verdict.wrong.get(name, [])),
         )

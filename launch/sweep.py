@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Quote, QuotedString
@@ -32,7 +32,8 @@ from megatron_vl.train.metrics import read_rows
 from megatron_vl.train.run_dir import RunDirectory, write_atomically
 
 ACCOUNTS = ".jobs"  # of each job of a sweep, below the sweep's folder
-CLAIM = ".job"  # in a run directory: the values of the job that it belongs to
+CLAIM = ".job"  # in a run directory: the overrides of the job that it belongs to
+CHANGES = ("train.stop_at=", "tracking")  # what a job may be given another value of, in its run directory
 RUNNING, DONE, FAILED = "running", "done", "failed"
 
 
@@ -68,8 +69,8 @@ def run_job(module: str, has_run_directory: bool) -> float | None:
         JobFailed: it ended with another status than 0, or its run directory is that of another job.
     """
     hydra, folder = HydraConfig.get(), _present_folder()
-    if has_run_directory and SweepCallback.present is not None:
-        claim(folder, SweepCallback.present.name)
+    if has_run_directory:
+        claim(folder, " ".join(sorted(word for word in hydra.overrides.task if not word.startswith(CHANGES))))
     own_folder = f"run.dir={QuotedString(text=str(folder), quote=Quote.single).with_quotes()}"
     overrides = [*hydra.overrides.task, *([own_folder] if has_run_directory else []), "hydra.mode=RUN"]
     sources = [source for source in hydra.runtime.config_sources if source.provider == "command-line"]
@@ -81,8 +82,8 @@ def run_job(module: str, has_run_directory: bool) -> float | None:
 
 
 def claim(folder: Path, name: str) -> None:
-    """Make it the run directory of the job with these values of its own, for good. A resume asks less: parallel sizes
-    and initial weights may change, so one job would take another's end for its own.
+    """Make it the run directory of the job with these overrides, for good. A resume asks less: parallel sizes and
+    initial weights may change, so one job would take another's end for its own.
 
     Raises:
         JobFailed: another job has it.
@@ -118,8 +119,6 @@ class SweepCallback(Callback):
     Hydra's launchers hand copies of this object to jobs elsewhere.
     """
 
-    present: ClassVar[Job | None] = None  # that runs in this process
-
     def __init__(self) -> None:
         self.accounts = Path()
         self.given: set[str] = set()  # overrides of the sweep; what its jobs vary is not among theirs
@@ -137,10 +136,8 @@ class SweepCallback(Callback):
         self.accounts = Path(config.hydra.sweep.dir) / ACCOUNTS / uuid.uuid4().hex
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        if not is_job_of_sweep():
-            return
-        job = SweepCallback.present = self._present_job()
-        if _is_first_task():
+        if is_job_of_sweep() and _is_first_task():
+            job = self._present_job()
             print(f"\njob {job.number}: {job.name}: {job.folder}", flush=True)
             self._account(job)
 

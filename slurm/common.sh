@@ -42,7 +42,7 @@ alone() { # alone MODULE OVERRIDES…: one process on one machine, no rank. Only
         return
     fi
     local name value where=(--overlap --gres=none)
-    if ! is_job; then # srun does not read what sbatch would
+    if [ -z "${SLURM_JOB_ID:-}" ]; then # srun does not read what sbatch would
         where=()
         for name in account partition qos reservation; do
             value=SBATCH_${name^^}
@@ -208,6 +208,10 @@ keep_sweep() { # sets $SWEEP to a copy, which tasks read whenever they come back
 }
 
 submit() { # submit OVERRIDES…; with the present environment, even where a site's default is none
+    local name # but not with what an allocation around it says: it would be taken for the job's
+    for name in "${!SLURM_@}"; do
+        [ "$name" = SLURM_CONF ] || unset "$name"
+    done
     exec sbatch --export=ALL "${options[@]}" "$script" "$@"
 }
 

@@ -57,9 +57,10 @@ class Job:
         self.num_moves += 1
 
     def let_go(self) -> None:
-        """Give back what was held for writing. torch would keep pinned memory, in powers of two, for the next time."""
+        """Give back what was held for writing. torch would keep pinned memory, in powers of two, for the next time; one
+        that is older than this function does."""
         self.buckets.clear()
-        if self.from_gpu:
+        if self.from_gpu and hasattr(torch.accelerator, "empty_host_cache"):
             torch.accelerator.empty_host_cache()
 
 

@@ -142,7 +142,8 @@ def _open_store(environment: RankEnvironment, timeout: timedelta) -> dist.Store:
         timeout=timeout,
         master_listen_fd=environment.store_descriptor if serves else None,
     )
-    return dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"start-{restart}", store) if by_agent else store
 
 
 def _missing(store: dist.Store, world_size: int, timeout: timedelta) -> str:

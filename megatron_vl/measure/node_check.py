@@ -28,6 +28,7 @@ from megatron_vl.measure.node_judge import RankReport, Verdict, judge_alone, jud
 
 MIB = 1 << 20
 _NODES = "node_check/nodes"  # of all ranks in the store, once rank 0 has seen that each is well; else none
+_READY, _ALL_READY = "node_check/ready", "node_check/all_ready"  # how many are to measure together; all are
 _VERDICT = "node_check/verdict"  # rank 0 has come to one
 
 
@@ -79,7 +80,11 @@ def _join_and_measure(
     limits: NodeCheckConfig,
 ) -> None:
     """In a thread of its own: a collective with a broken node may never end. With a connection of its own to the store:
-    who waits holds one up."""
+    who waits holds one up. Raises nothing: who does not tell is silent."""
+    pick_device(environment.local_rank)  # current in this thread, too
+    os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = (
+        "0"  # an error must not end the process before the verdict
+    )
     rounds_told = 0
 
     def told(found: RankReport) -> None:
@@ -88,8 +93,13 @@ def _join_and_measure(
         tell(store, f"round {rounds_told}", environment.rank, report)
         rounds_told += 1
 
-    try:  # NCCL ends a process whose collective takes longer: not before the verdict
+    try:
         join(store, environment, device, timedelta(seconds=(len(rounds(nodes)) + 3) * limits.timeout_seconds))
+        if (
+            store.add(_READY, 1) == environment.world_size
+        ):  # by the store: a barrier of NCCL's would be the first
+            store.set(_ALL_READY, "")  # message of all, in which one broken node silences everyone
+        store.wait([_ALL_READY], timedelta(seconds=limits.timeout_seconds))
         measure_together(device, report, nodes, limits, told)
     except RuntimeError as error:
         tell(store, f"round {rounds_told}", environment.rank, replace(report, problem=str(error)))
@@ -132,9 +142,8 @@ def measure_together(
     limits: NodeCheckConfig,
     told: Callable[[RankReport], None],
 ) -> None:
-    """What takes all ranks, whose `nodes` are given in their order: clocks, the rounds of pairs, then all at once. Each
-    ends with a call of `told`. Collective over the world."""
-    dist.barrier()
+    """What takes all ranks, whose `nodes` are given in their order, once all have met: clocks, the rounds of pairs,
+    then all at once. Each ends with a call of `told`. Collective over the world."""
     report = replace(report, seconds_since_epoch=time.time())
     values = torch.ones(limits.message_mib * MIB // 4, device=device.torch_device)
     groups = [  # made before any is used, as all ranks make all of them

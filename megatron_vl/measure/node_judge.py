@@ -67,12 +67,15 @@ def judge_alone(reports: Sequence[RankReport], folder: Path, limits: NodeCheckCo
 
 
 def judge_together(reports: Sequence[RankReport], limits: NodeCheckConfig) -> dict[str, list[str]]:
-    """What is wrong with each node that is not fit, of `reports` of all ranks in their order."""
+    """What is wrong with each node that is not fit, of `reports` of all ranks in their order. Where all of three nodes
+    or more have a problem, it is none that a node has by itself, and stands under no name."""
     wrong = _problems(reports)
+    if len(wrong) > 2 and len(wrong) == len({report.node for report in reports}):
+        return {"": sorted({problem for problems in wrong.values() for problem in problems})}
     rates = _by_node(reports, best_bandwidth)
     _add_slow(wrong, rates, limits.min_bandwidth_share, lambda rate: f"all-reduce at {rate / 1e9:.2f} GB/s")
     clocks = _by_node(reports, lambda ranks: ranks[0].seconds_since_epoch)
-    typical = median(clocks.values())
+    typical = median(clocks.values()) if clocks else 0.0
     for node, clock in clocks.items():
         if limits.max_clock_skew_seconds and abs(clock - typical) > limits.max_clock_skew_seconds:
             wrong.setdefault(node, []).append(f"its clock is {clock - typical:+.1f} s off")
@@ -88,9 +91,9 @@ def _problems(reports: Sequence[RankReport]) -> dict[str, list[str]]:
 
 
 def best_bandwidth(ranks: Sequence[RankReport]) -> float:
-    """Of a node's ranks: the slowest one, in the node's best round."""
+    """Of a node's ranks: the slowest one, in the node's best round of those that all of them have done."""
     return max(
-        (min(of_round) for of_round in zip(*(one.bandwidths for one in ranks), strict=True)), default=0.0
+        (min(of_round) for of_round in zip(*(one.bandwidths for one in ranks), strict=False)), default=0.0
     )
 
 

@@ -84,12 +84,15 @@ def train_stage(stage: Stage, run: Run) -> str:
         run.collector.collect_if_due(step)
         if len(health.skipped) >= faults.skipped_in_a_row:
             return ROLLED_BACK
-        leaves = stop_requested or step in (num_steps, stop_at)
-        if leaves or _is_checkpoint_due(stage, run, step):
+        ends = step == num_steps
+        if ends:  # a stage is complete when it has been measured
+            _evaluate(stage, run, step)
+        if ends or stop_requested or step == stop_at or _is_checkpoint_due(stage, run, step):
             _save(stage, run, loaded)
-        if leaves:
-            run.store.close_stage()  # on disk, whatever becomes of the evaluation
-        _evaluate(stage, run, step)
+        if stop_requested:
+            run.store.close_stage()  # on disk, however long the evaluation takes
+        if not ends:
+            _evaluate(stage, run, step)
         if stop_requested:
             return "interrupted"
         if step == stop_at:

@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-MAX_LINE_BYTES = 1 << 20
-
 
 @dataclass(frozen=True, kw_only=True)
 class StepMetrics:
@@ -150,11 +148,12 @@ class JsonLines:
 
 def _cut_torn_end(path: Path) -> None:
     """Drop a last line that a crash or a full disk has torn, lest the next one be joined to it."""
-    if path.exists():
-        with path.open("rb+") as file:
-            start = max(0, file.seek(0, os.SEEK_END) - MAX_LINE_BYTES)
-            file.seek(start)
-            file.truncate(start + file.read().rfind(b"\n") + 1)
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    with path.open("rb+") as file:
+        file.seek(-1, os.SEEK_END)
+        if file.read() != b"\n":
+            file.truncate(path.read_bytes().rfind(b"\n") + 1)
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from launch.node_table import show
 from megatron_vl.config.errors import UserError
 from megatron_vl.config.node_check import NodeCheckConfig, check_limits
 from megatron_vl.measure.node_check import rounds, write_and_read
 from megatron_vl.measure.node_judge import (
     GIB,
     RankReport,
+    Verdict,
     judge_alone,
     judge_together,
 )
@@ -68,6 +70,23 @@ def test_a_folder_without_space_is_nobodys_fault() -> None:
 def test_a_clock() -> None:
     given = [replace(one, seconds_since_epoch=1e9 - 3 * (one.node == "n2")) for one in reports()]
     assert judge_together(given, LIMITS) == {"n2": ["its clock is -3.0 s off"]}
+
+
+def test_where_nobody_answers_no_node_is_named() -> None:
+    """As when the network is away; of two nodes either may be the one."""
+    silent = [replace(one, problem="no answer", bandwidths=()) for one in reports()]
+    assert judge_together(silent, LIMITS) == {"": ["no answer"]}
+    assert list(judge_together(silent[:4], LIMITS)) == ["n0", "n1"]
+    assert list(judge_together([*silent[:4], *reports()[4:]], LIMITS)) == ["n0", "n1"]
+
+
+def test_a_node_whose_ranks_came_to_different_rounds_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    found = [
+        replace(reports()[0], problem="broke", bandwidths=(1e9,)),
+        RankReport(node="n0", problem="silent"),
+    ]
+    show(Verdict(reports=found, wrong=judge_together(found, LIMITS)))
+    assert "broke; silent" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("num_nodes", [3, 4, 5, 8])

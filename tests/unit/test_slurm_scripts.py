@@ -17,6 +17,7 @@ case "$(basename "$0") $*" in
     *launch.requeue*) echo "${ANSWER:-done: complete}" ;;
     "scontrol show hostnames"*) printf '%s\\n' n1 n2 ;;
     "scontrol show job"*) printf '   %s\n' "Req=(null) ExcNodeList=${EXCLUDED:-(null)}" "Command=$COMMAND --a b" ;;
+    sbatch*) env | grep ^SLURM_ || true ;;
     squeue*) echo "${STATE-RUNNING None}" ;;
     sleep*) exit 0 ;;
 esac
@@ -134,9 +135,11 @@ def test_a_check_in_pyxis_is_a_step_of_one_task(checkout: Path) -> None:
 
 
 def test_an_interactive_allocation_is_no_job(checkout: Path) -> None:
-    status, calls, _ = run(checkout, "pretrain_1b.sh", SLURM_JOB_ID="12345")
+    around = {"SLURM_JOB_ID": "12345", "SLURM_ARRAY_JOB_ID": "12340", "SLURM_CONF": "/etc/slurm.conf"}
+    status, calls, output = run(checkout, "pretrain_1b.sh", **around)
     assert status == 0
     assert [call.split()[0] for call in calls] == ["python", "sbatch"]
+    assert output.split() == ["SLURM_CONF=/etc/slurm.conf"]  # of the allocation the job is told nothing
 
 
 def scontrol(calls: list[str]) -> list[str]:
