@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,9 @@ def test_a_node_dies(node: str, slurm: Slurm, whole: Slurm, data_root: Path) -> 
     assert slurm.state(job).startswith("RUNNING"), slurm.log(job)
     with slurm.spare_node():
         slurm.node("kill", node)
-        trained = last_step(slurm.work / "run")
+        trained, killed = last_step(slurm.work / "run"), time.monotonic()
+        slurm.wait_for_state(job, HELD)
+        seconds = time.monotonic() - killed
         slurm.start_again_now(job)
         slurm.wait_for_state(job, "COMPLETED")
     slurm.node("node", node)
@@ -122,7 +125,7 @@ def test_a_node_dies(node: str, slurm: Slurm, whole: Slurm, data_root: Path) -> 
     assert resumed is not None
     assert losses(slurm.work / "run") == losses(whole.work / "run")
     lost = trained - int(resumed[1])
-    seen(Row(fault="a node is lost", detected_seconds=None, steps_lost=lost, result=BIT_FOR_BIT))
+    seen(Row(fault="a node is lost", detected_seconds=seconds, steps_lost=lost, result=BIT_FOR_BIT))
 
 
 def test_cancelled_jobs_stay_away(slurm: Slurm, data_root: Path) -> None:
