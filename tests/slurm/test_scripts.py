@@ -106,7 +106,7 @@ def test_preempted(slurm: Slurm, whole: Slurm, data_root: Path) -> None:
     assert losses(slurm.work / "run") == losses(whole.work / "run")
 
 
-@pytest.mark.parametrize("node", ["n1", "n2"])
+@pytest.mark.parametrize("node", ["n1", pytest.param("n2", marks=pytest.mark.slow)])
 def test_a_node_dies(node: str, slurm: Slurm, whole: Slurm, data_root: Path) -> None:
     """n1 runs the batch script and rank 0, n2 only a rank. The run goes on with the spare node."""
     job = slurm.submit("sbatch", *SHAPE, PRETRAIN, *overrides(data_root, "run"))
