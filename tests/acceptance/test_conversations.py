@@ -4,6 +4,8 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support.conversations import write_raw
 from tests.support.runs import command, finish, losses
 from tests.support.tiny_data import BOS, EOS
@@ -30,6 +32,7 @@ def data_tool(name: str, overrides: list[str]) -> tuple[int, str]:
     return finish([sys.executable, "-m", f"data_tools.{name}", *overrides, *tokens])
 
 
+@pytest.mark.slow
 def test_built_verified_trained(tmp_path: Path) -> None:
     write_raw(tmp_path / "raw", NUM_RECORDS)
     overrides = data_overrides(tmp_path)

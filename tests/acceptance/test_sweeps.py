@@ -18,6 +18,7 @@ def sweep(data_root: Path, folder: Path, *overrides: str) -> list[str]:
     return ablation + [word for word in words[3:] if not word.startswith("run.dir=")]
 
 
+@pytest.mark.slow
 def test_an_ablation(data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, output = finish(sweep(data_root, tmp_path, "train.steps=2"))
     assert status == 0, output

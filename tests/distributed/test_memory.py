@@ -183,6 +183,7 @@ def test_one_rank() -> None:
     check(ONE_RANK, 1)
 
 
+@pytest.mark.slow
 def test_two_ranks() -> None:
     check(TWO_RANKS, 2)
 

@@ -49,10 +49,11 @@ def load(folder: Path, into: Case) -> None:
     ("saved", "wanted", "words"),
     [
         (("adaptor",), PARTS, r"it lacks optimizer\.state\.exp_avg\.language"),
-        (
+        pytest.param(
             PARTS,
             ("adaptor",),
             "it lacks nothing; it has, and this run has not, optimizer.state.exp_avg.language",
+            marks=pytest.mark.slow,
         ),
     ],
 )
