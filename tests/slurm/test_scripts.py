@@ -94,6 +94,17 @@ def test_slurm_sends_the_signal_by_itself(slurm: Slurm, data_root: Path) -> None
     assert slurm.run("scancel", job)[0] == 0
 
 
+@pytest.mark.slow
+def test_requeued_at_the_time_limit_itself(slurm: Slurm, data_root: Path) -> None:
+    """No signal to save has come before; the script has as long as SLURM leaves it."""
+    limit = ("--time=1", "--signal=B:CONT@1")
+    job = slurm.submit("sbatch", *SHAPE, *limit, PRETRAIN, *overrides(data_root, "run", "train.steps=50000"))
+    slurm.wait_for_state(job, HELD)
+    assert "DUE TO TIME LIMIT" in slurm.log(job)
+    assert last_step(slurm.work / "run") > 0
+    assert slurm.run("scancel", job)[0] == 0
+
+
 def test_preempted(slurm: Slurm, whole: Slurm, data_root: Path) -> None:
     """SLURM asks the ranks alone to end, and takes the exit status 0 for success; the run comes back all the same."""
     job = slurm.submit("sbatch", *SHAPE, PRETRAIN, *overrides(data_root, "run"))
