@@ -53,7 +53,7 @@ quickstart: data  ## environment, data, then the tiny model through all three st
 	@echo "report:    $(CURDIR)/$(RUN)/report.html"
 	@echo "try next:  $(BIN)/python -m launch.pretrain run.num_processes=2 run.dir=runs/dp2"
 
-test: $(ENVIRONMENT)  ## the tests, within 12 minutes on 2 cores
+test: $(ENVIRONMENT)  ## the tests, some 14 minutes on 2 cores; where SLURM is installed, those on it take 7 more
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist worksteal \
 		-m "not slow and not soak" $(PYTEST_ARGS)
 

@@ -67,6 +67,7 @@ def test_same_losses_to_the_last_bit(setting: str, data_root: Path, tmp_path: Pa
     assert [row["global_step"] for row in metrics(tmp_path / "killed")] == list(range(1, 9))
 
 
+@pytest.mark.slow
 def test_the_finished_run_is_left_alone(data_root: Path, tmp_path: Path) -> None:
     """The same command on a finished run says so; a stop in between changes nothing; other values are refused."""
     overrides = ["stages=[adaptor]", "train.steps=4", "heldout.max_samples=0"]

@@ -83,7 +83,9 @@ def go_back(case: Case, folder: Path, sharding: str) -> tuple[list[float], list[
     return first, one.train(3)
 
 
-@pytest.mark.parametrize("sharding", ["fully_reshardable", "dp_reshardable"])
+@pytest.mark.parametrize(
+    "sharding", [pytest.param("fully_reshardable", marks=pytest.mark.slow), "dp_reshardable"]
+)
 def test_a_running_process_goes_back_bit_for_bit(sharding: str, tmp_path: Path) -> None:
     for first, again in run_ranks(2, go_back, DP2, tmp_path, sharding):
         assert first == again

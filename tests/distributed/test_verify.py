@@ -76,7 +76,7 @@ def test_ranks_of_the_tiny_model_are_as_planned() -> None:
     assert first.layers == ((1,), (3,)) and last.layers == ((2,), (4,))
 
 
-@pytest.mark.parametrize("placement", ["split", "spread"])
+@pytest.mark.parametrize("placement", [pytest.param("split", marks=pytest.mark.slow), "spread"])
 def test_ranks_of_other_placements_are_as_planned(placement: str) -> None:
     model = tiny_model()
     chosen = setting(model, TINY, vision_placement=placement)
