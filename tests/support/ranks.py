@@ -46,17 +46,17 @@ def run_ranks(
         TimeoutError: the ranks ran longer than `timeout_seconds`; the message shows where each one was.
     """
     with tempfile.TemporaryDirectory() as directory:
-        folder = Path(directory)
+        folder, end = Path(directory), time.monotonic() + timeout_seconds
         ranks = [
             _CONTEXT.Process(
-                target=_rank_main, args=(rank, world_size, folder, timeout_seconds, function, args)
+                target=_rank_main, args=(rank, world_size, folder, timeout_seconds, end, function, args)
             )
             for rank in range(world_size)
         ]
         for process in ranks:
             process.start()
         try:
-            _await_all(ranks, folder, timeout_seconds)
+            _await_all(ranks, folder, timeout_seconds, end)
         finally:
             for process in ranks:
                 process.kill()
@@ -64,12 +64,11 @@ def run_ranks(
         return [torch.load(folder / f"result-{rank}", weights_only=False) for rank in range(world_size)]
 
 
-def _await_all(ranks: list[BaseProcess], folder: Path, timeout_seconds: float) -> None:
-    """Return when all ranks have ended well; raise as soon as one has not."""
-    deadline = time.monotonic() + timeout_seconds
+def _await_all(ranks: list[BaseProcess], folder: Path, timeout_seconds: float, end: float) -> None:
+    """Return when all ranks have ended well; raise as soon as one has not, or at the `end` of the monotonic clock."""
     running = {process.sentinel: process for process in ranks}
     while running:
-        ended = wait(list(running), timeout=max(0.0, deadline - time.monotonic()))
+        ended = wait(list(running), timeout=max(0.0, end - time.monotonic()))
         if not ended:
             numbers = sorted(ranks.index(process) for process in running.values())
             stacks = "\n".join(f"rank {rank}: {_stack(folder / f'stack-{rank}')}" for rank in numbers)
@@ -96,11 +95,19 @@ def _raise_first_failure(ranks: list[BaseProcess], folder: Path) -> None:
 
 
 def _rank_main(
-    rank: int, world_size: int, folder: Path, timeout_seconds: float, function: Callable[..., Any], args: Any
+    rank: int,
+    world_size: int,
+    folder: Path,
+    timeout_seconds: float,
+    end: float,
+    function: Callable[..., Any],
+    args: Any,
 ) -> None:
-    """The life of one rank: join, call, leave the result in a file."""
+    """The life of one rank: join, call, leave the result in a file. Its stack lies there before the `end`."""
     die_with_parent()
-    faulthandler.dump_traceback_later(timeout_seconds - 1, file=(folder / f"stack-{rank}").open("w"))
+    ahead = timeout_seconds / 3 if timeout_seconds < 10 else 3.0
+    left = max(0.01, end - ahead - time.monotonic())
+    faulthandler.dump_traceback_later(left, file=(folder / f"stack-{rank}").open("w"))
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     try:
         dist.init_process_group(
