@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from functools import cache
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -45,6 +46,7 @@ def run_ranks(
         RuntimeError: a rank ended without a result.
         TimeoutError: the ranks ran longer than `timeout_seconds`; the message shows where each one was.
     """
+    _wait_for_server()
     with tempfile.TemporaryDirectory() as directory:
         folder, end = Path(directory), time.monotonic() + timeout_seconds
         ranks = [
@@ -62,6 +64,14 @@ def run_ranks(
                 process.kill()
                 process.join()
         return [torch.load(folder / f"result-{rank}", weights_only=False) for rank in range(world_size)]
+
+
+@cache
+def _wait_for_server() -> None:
+    """Its imports are none of the ranks' time."""
+    process = _CONTEXT.Process(target=int)
+    process.start()
+    process.join()
 
 
 def _await_all(ranks: list[BaseProcess], folder: Path, timeout_seconds: float, end: float) -> None:
