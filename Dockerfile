@@ -36,7 +36,7 @@ ENV PYTHONUNBUFFERED=1 \
 WORKDIR /workspace/megatron-vl
 COPY . .
 # What the base has is held at its version, and of ours megatron-core alone is: constraints.txt is for another torch.
-# What others build with (of any version) is theirs to say, and they do not.
+# Packages that are built here say of no tool which version they need.
 # hadolint ignore=DL3013
 RUN pip list --format=freeze | grep --invert-match '^megatron' > /tmp/base.txt && \
     grep '^megatron-core==' constraints.txt > /tmp/ours.txt && \

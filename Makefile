@@ -39,7 +39,8 @@ $(ENVIRONMENT): pyproject.toml constraints.txt
 		$(if $(TORCH_INDEX_URL),,--cuda-wheels-gb $(CUDA_WHEELS_GB))
 	@if [ -d .venv ] && [ ! -e $@ ] && [ ! -e .venv/.by_make ]; then \
 		echo "error: .venv was not made by make, which would empty it: use it as it is, or move it away" >&2; exit 1; fi
-	@if [ -e $@ ]; then rm $@ && touch .venv/.by_make; else echo "making .venv" && $(PYTHON) -m venv --clear .venv && touch .venv/.by_make; fi
+	@if [ -e $@ ]; then rm $@; else echo "making .venv" && $(PYTHON) -m venv --clear .venv; fi
+	@touch .venv/.by_make
 	$(if $(TORCH_INDEX_URL),$(PIP) --no-deps --index-url $(TORCH_INDEX_URL) torch)
 	$(PIP) --editable '.[dev]'
 	@touch $@

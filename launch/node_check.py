@@ -20,7 +20,8 @@ from megatron_vl.train.settings import resolve_stages
 
 
 def node_check(config: PretrainConfig) -> int:
-    """Check, as a rank of the world that will train. Returns the exit status, which is 0 also where nodes are named."""
+    """Check, as a rank of the world that will train. Ends the process; with 0 also where nodes are named, with 1 where
+    something is wrong with none in particular. Returns 0 where there is nothing to check."""
     check_limits(config.node_check)
     environment = rank_environment()
     if environment is None:
@@ -42,9 +43,8 @@ def node_check(config: PretrainConfig) -> int:
             _tell(run, verdict.wrong)
         show(verdict)
     sys.stdout.flush()
-    os._exit(
-        verdict is not None and list(verdict.wrong) == [""]
-    )  # a broken network may hold a thread for ever
+    names_none = verdict is not None and list(verdict.wrong) == [""]
+    os._exit(1 if names_none else 0)  # a broken network may hold a thread for ever
 
 
 def _tell(run: RunDirectory, wrong: dict[str, list[str]]) -> None:

@@ -24,10 +24,8 @@ def stream_key(*labels: int | str) -> int:
 
 def random_words(key: int, num: int) -> npt.NDArray[np.uint64]:
     """The first `num` outputs (uint64) of SplitMix64 started at `key`."""
-    state = (
-        np.uint64(key) + np.arange(1, num + 1, dtype=np.uint64) * _INCREMENT
-    )  # wraps at 2^64, as it should
-    return _mix(state)
+    steps = np.arange(1, num + 1, dtype=np.uint64) * _INCREMENT  # wraps at 2^64, as it should
+    return _mix(np.uint64(key) + steps)
 
 
 def permutation(key: int, num: int) -> npt.NDArray[np.int64]:

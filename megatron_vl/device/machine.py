@@ -25,15 +25,16 @@ class MemoryUse:
 
     def to_numbers(self) -> tuple[float, float, float]:
         """For a message; -1 stands for None."""
-        held = (self.host_bytes, self.device_peak_bytes, self.device_reserved_bytes)
-        host, peak, reserved = (-1.0 if number is None else float(number) for number in held)
-        return host, peak, reserved
+        on_device = (self.device_peak_bytes, self.device_reserved_bytes)
+        peak, reserved = (-1.0 if number is None else float(number) for number in on_device)
+        return float(self.host_bytes), peak, reserved
 
     @classmethod
     def from_numbers(cls, numbers: Sequence[float]) -> Self:
         """The inverse of `to_numbers`."""
-        host, peak, reserved = (None if number < 0 else int(number) for number in numbers)
-        return cls(host_bytes=host or 0, device_peak_bytes=peak, device_reserved_bytes=reserved)
+        host, *on_device = map(int, numbers)
+        peak, reserved = (None if number < 0 else number for number in on_device)
+        return cls(host_bytes=host, device_peak_bytes=peak, device_reserved_bytes=reserved)
 
 
 @dataclass(frozen=True)

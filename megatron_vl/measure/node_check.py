@@ -82,9 +82,8 @@ def _join_and_measure(
     """In a thread of its own: a collective with a broken node may never end. With a connection of its own to the store:
     who waits holds one up. Raises nothing: who does not tell is silent."""
     pick_device(environment.local_rank)  # current in this thread, too
-    os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = (
-        "0"  # an error must not end the process before the verdict
-    )
+    # An error of NCCL's must not end the process before the verdict.
+    os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "0"
     rounds_told = 0
 
     def told(found: RankReport) -> None:
@@ -95,10 +94,9 @@ def _join_and_measure(
 
     try:
         join(store, environment, device, timedelta(seconds=(len(rounds(nodes)) + 3) * limits.timeout_seconds))
-        if (
-            store.add(_READY, 1) == environment.world_size
-        ):  # by the store: a barrier of NCCL's would be the first
-            store.set(_ALL_READY, "")  # message of all, in which one broken node silences everyone
+        # They wait by the store: in a barrier of NCCL's one broken node would silence everyone.
+        if store.add(_READY, 1) == environment.world_size:
+            store.set(_ALL_READY, "")
         store.wait([_ALL_READY], timedelta(seconds=limits.timeout_seconds))
         measure_together(device, report, nodes, limits, told)
     except RuntimeError as error:

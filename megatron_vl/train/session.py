@@ -40,6 +40,7 @@ def pretrain(
     first = 0 if found is None else names.index(found[1].stage) + found[1].stage_complete
     outcome = "complete"
     for settings in stages[first:]:
+        _starting_anew(settings, run)
         outcome, health = _run_stage(settings, sources, run, standing)
         while outcome == ROLLED_BACK:
             _starting_anew(settings, run)
@@ -67,7 +68,6 @@ def _starting_anew(settings: StageSettings, run: Run) -> None:
 def _run_stage(settings: StageSettings, sources: Sources, run: Run, standing: Standing) -> tuple[str, Health]:
     """Open a stage where the run stands, and train it. Returns why it ended, and the stage's health there."""
     checkpoint, state = standing
-    _starting_anew(settings, run)
     run.startup.begin_stage()
     run.recorder.resume_after(state.global_step if state else 0)
     run.startup.ended("trackers")
